@@ -1,0 +1,29 @@
+"""Interpretable image recognition with timm.
+
+`explain` any timm model, with no layer to name; importing this package registers its own architectures with timm.
+"""
+
+from typing import TYPE_CHECKING
+
+from interp_zoo import models
+from interp_zoo.explain import Comparison, Cost, Explainer, Explanation, compare, list_methods
+from interp_zoo.models import list_models
+
+if TYPE_CHECKING:
+    from interp_zoo.explain.api import explain
+else:
+    from interp_zoo import explain
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Comparison",
+    "Cost",
+    "Explainer",
+    "Explanation",
+    "compare",
+    "explain",
+    "list_methods",
+    "list_models",
+    "models",
+]

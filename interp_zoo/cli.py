@@ -1,0 +1,201 @@
+"""The command line: interp-zoo explain | compare | methods | models."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from interp_zoo.explain import Explainer, Explanation, compare as compare_methods
+from interp_zoo.explain.methods import get_method, list_methods
+from interp_zoo.models import create, list_models
+
+T = TypeVar("T")
+
+DEFAULT_MODEL = "demo_efficientnet_lite0"
+
+app = typer.Typer(
+    help="Explain what an image classifier sees.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
+out, err = Console(), Console(stderr=True)
+
+Pictures = Annotated[
+    list[str] | None,
+    typer.Argument(help="Pictures: files, folders or URLs. Without any: a picture of a cat (scikit-image's)."),
+]
+Model = Annotated[str, typer.Option("--model", "-m", help="A timm model's name, also hf-hub:… and local-dir:…")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target", "-t", help="Class index, label, predicted or least_likely; again for more maps a picture."
+    ),
+]
+Layer = Annotated[str | None, typer.Option(help="Cut the model after this layer; by default the place is found.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="A safetensors file with the model's weights.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...")]
+BatchSize = Annotated[int | None, typer.Option(help="The most pictures, masked copies included, at once.")]
+
+
+@app.command()
+def explain(
+    pictures: Pictures = None,
+    model: Model = DEFAULT_MODEL,
+    method: Annotated[str, typer.Option("--method", help="See `interp-zoo methods`.")] = "opticam",
+    target: Targets = None,
+    layer: Layer = None,
+    checkpoint: Checkpoint = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A file for one picture; else a folder, made if needed.")
+    ] = Path("explanations"),
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="An option of the method: name=value; again for more.")
+    ] = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+) -> None:
+    """Write a map over each picture, and print what it shows."""
+
+    def run() -> Explanation:
+        explainer = Explainer(
+            _model(model, checkpoint, device), method, layer=layer, batch_size=batch_size, **_options(option)
+        )
+        return explainer(*_inputs(pictures, target))
+
+    exp = _or_exit(run)
+    files = _or_exit(lambda: exp.save(output))
+    for i, file in enumerate(files):
+        before, after = exp.probability[i].item(), exp.masked_probability[i].item()
+        out.print(f"[bold]{escape(str(file))}[/bold]", soft_wrap=True)
+        out.print(f"  label        {escape(exp.label[i])} (class {int(exp.target[i])})", highlight=False)
+        out.print(f"  probability  {before:.3f}, under the mask {after:.3f}", highlight=False)
+    out.print(f"{exp.method} at {escape(exp.layer)}; {exp.cost} a map", highlight=False)
+    if exp.skipped:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    pictures: Pictures = None,
+    model: Model = DEFAULT_MODEL,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="Again for more; without any: all that the model admits.")
+    ] = None,
+    target: Targets = None,
+    layer: Layer = None,
+    checkpoint: Checkpoint = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The figure: png, pdf or svg.")] = Path(
+        "comparison.png"
+    ),
+    device: Device = None,
+    batch_size: BatchSize = None,
+) -> None:
+    """Write one figure: methods side by side, with average drop (AD), average gain (AG) and cost under each."""
+
+    def run() -> Any:
+        img, wanted = _inputs(pictures, target)
+        made = _model(model, checkpoint, device)
+        return compare_methods(made, img, method, target=wanted, layer=layer, batch_size=batch_size)
+
+    comparison = _or_exit(run)
+    file = _or_exit(lambda: comparison.save(output))
+    out.print(f"[bold]{escape(str(file))}[/bold]", soft_wrap=True)
+    for why in comparison.left_out.values():
+        out.print(f"  left out: {escape(why)}", highlight=False)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods of explanation."""
+    table = Table("method", "what it does", "cost of a map", "needs", "paper")
+    for name in list_methods():
+        m = get_method(name)
+        also = f"\n(also {', '.join(m.aliases)})" if m.aliases else ""
+        table.add_row(
+            escape(m.name + also), escape(m.summary), escape(m.cost), escape(m.needs or "nothing"), escape(m.paper)
+        )
+    out.print(table)
+
+
+@app.command()
+def models() -> None:
+    """List this package's own timm architectures. All others of timm can be explained, too: timm.list_models()."""
+    table = Table("model", "what it is")
+    for name in list_models():
+        table.add_row(name, escape(_summary(name)))
+    out.print(table)
+
+
+def _summary(name: str) -> str:
+    from timm.models import model_entrypoint
+
+    return (model_entrypoint(name).__doc__ or "").strip().partition("\n")[0]
+
+
+def _model(name: str, checkpoint: Path | None, device: str | None) -> nn.Module:
+    return create(name, checkpoint=checkpoint).to(device or "cpu")
+
+
+def _inputs(pictures: list[str] | None, target: list[str] | None) -> tuple[Any, Any]:
+    """What the user named, as `explain` takes it: one target for all pictures, or several for each."""
+    img: Any = pictures if pictures else _demo_picture()
+    wanted = [int(t) if t.lstrip("-").isdigit() else t for t in target or []]
+    if len(wanted) < 2:
+        return img, wanted[0] if wanted else None
+    if len(img) == 1 and not Path(img[0]).is_dir():
+        return img, [wanted]
+    raise ValueError("`--target` was given several times, which goes with a single picture")
+
+
+def _demo_picture() -> list[str]:
+    spec = find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise ImportError(
+            'the default picture comes with the extra "demo": pip install "interp_zoo[demo]", or name a picture'
+        )
+    return [str(Path(spec.origin).parent / "data" / "chelsea.png")]
+
+
+def _options(given: list[str] | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f'`--option` is "{text}", but must be name=value')
+        try:
+            options[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name.strip()] = value
+    return options
+
+
+def _or_exit(run: Callable[[], T]) -> T:
+    """Runs, with warnings and errors as one line each on standard error."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            return run()
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            _fail(error)
+        finally:
+            for text in dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning):
+                err.print(f"[yellow]warning:[/yellow] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def _fail(error: Exception) -> NoReturn:
+    text = " ".join(str(error).split())
+    err.print(f"[red]error:[/red] {escape(text)}", highlight=False, soft_wrap=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    app()

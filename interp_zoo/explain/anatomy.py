@@ -1,0 +1,221 @@
+"""A classifier said as `A = body(x)`, `logits = tail(A)`, with A a map (B, C, h, w) on the picture's grid.
+
+All that a method knows of a model is an `Anatomy`: maps and their gradients, logits of masked pictures, and the tail
+alone. Gradients stop at A: it is detached and made a leaf, so that nothing before it is in the graph, no parameter
+gets a gradient, and frozen weights, no_grad, inference_mode and in-place activations do no harm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp_zoo.explain.cutting import Cut, logits_of
+from interp_zoo.explain.replay import Memory, answering, hook, repeat
+from interp_zoo.explain.targets import Target
+
+Tick = Callable[[int], None]
+
+
+@dataclass
+class Passes:
+    """How often pictures went through the network, forward and backward, or through its tail alone."""
+
+    forward: int = 0
+    backward: int = 0
+    tail: int = 0
+
+
+@dataclass
+class Split:
+    """One recorded forward pass.
+
+    Attributes:
+        maps: A, (B, C, h, w), a leaf that requires a gradient; float32 where the model is of half precision.
+        logits: (B, classes), a function of `maps`.
+        output: the cut layer's whole output.
+        memory: what came before it.
+    """
+
+    maps: Tensor
+    logits: Tensor
+    output: Any
+    memory: Memory | None = None
+
+
+@dataclass
+class Anatomy:
+    """A model that is cut at a layer. It must be in eval mode for as long as this is used (see `untouched`).
+
+    Attributes:
+        model: the network.
+        cut: where it is cut.
+        mean: what the model subtracts from pixels in [0, 1], (channels,).
+        std: what it then divides by, (channels,).
+        batch_size: the most pictures that are in the network at once.
+        amp: the type for autocast, or None for the model's own.
+        passes: counts passes since it was last replaced.
+        tick: called with the number of pictures after each expanded batch, for progress bars.
+    """
+
+    model: nn.Module
+    cut: Cut
+    mean: Tensor
+    std: Tensor
+    batch_size: int
+    amp: torch.dtype | None = None
+    passes: Passes = field(default_factory=Passes)
+    tick: Tick | None = None
+    _split: tuple[Tensor, Split] | None = None
+    _affine: bool | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.mean.device
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """What the model takes, from pixels (B, channels, H, W) in [0, 1]."""
+        x = (pixels - self.mean[:, None, None].to(pixels.dtype)) / self.std[:, None, None].to(pixels.dtype)
+        return x.to(model_dtype(self.model))
+
+    def logits(self, pixels: Tensor, *, normalised: bool = False) -> Tensor:
+        """Logits (B, classes) of pixels (B, channels, H, W) in [0, 1], or of what the model takes with `normalised`.
+
+        Differentiable with respect to `pixels` where gradients are on. No more than `batch_size` pictures at once.
+        """
+        self.passes.forward += len(pixels)
+        x = pixels.to(model_dtype(self.model)) if normalised else self.normalise(pixels)
+        with self._autocast():
+            return _full(logits_of(self.model(x)))
+
+    def split(self, pixels: Tensor) -> Split:
+        """One forward pass of pixels (B, channels, H, W), cut at A. The last one is kept: asking again is free."""
+        if self._split is not None and self._split[0] is pixels:
+            return self._split[1]
+        self.forget()
+        self.passes.forward += len(pixels)
+        x = self.normalise(pixels.detach())
+        split = self._split_head(x) if self.cut.head else self._split_layer(x)
+        self._split = (pixels, split)
+        return split
+
+    def forget(self) -> None:
+        """Drops the kept pass."""
+        self._split = None
+
+    def maps_and_gradients(self, pixels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        """A and the gradient of the target's score with respect to it, (B, C, h, w) each, detached, from one pass."""
+        split = self.split(pixels)
+        self.passes.backward += len(pixels)
+        with torch.enable_grad():
+            score = target.score(split.logits).sum()
+        (gradient,) = torch.autograd.grad(score, split.maps, retain_graph=True, allow_unused=True)
+        return split.maps.detach(), torch.zeros_like(split.maps) if gradient is None else gradient
+
+    def tail(self, pixels: Tensor, picture: int, maps: Tensor) -> Tensor:
+        """Logits (n, classes) of other maps (n, C, h, w) in place of one picture's, all else of that picture the same.
+
+        Only what comes after A is run. No more than `batch_size` maps at once.
+        """
+        split = self.split(pixels)
+        self.passes.tail += len(maps)
+        batch, copies = len(split.maps), len(maps)
+        output = repeat(split.output, picture=picture, batch=batch, copies=copies)
+        with self._autocast(), ExitStack() as stack:
+            new = self.cut.branches.write(output, maps)
+            if self.cut.head:
+                return _full(logits_of(self.model.forward_head(new)))  # type: ignore[operator]
+            if split.memory is not None:
+                split.memory.replay(stack, picture=picture, batch=batch, copies=copies)
+            self._answer_at_cut(stack, new)
+            x = self.normalise(pixels[picture : picture + 1].detach()).expand(copies, -1, -1, -1)
+            return _full(logits_of(self.model(x)))
+
+    def chunks(self, total: int) -> Iterator[slice]:
+        """Slices of at most `batch_size` that cover 0 to `total`, with progress."""
+        for start in range(0, total, self.batch_size):
+            stop = min(start + self.batch_size, total)
+            yield slice(start, stop)
+            if self.tick is not None:
+                self.tick(stop - start)
+
+    def tail_is_affine(self, pixels: Tensor) -> bool:
+        """Whether the tail is affine in A, as average pooling and a linear classifier are (tried once, by value)."""
+        if self._affine is None:
+            before = self.passes.tail
+            maps = self.split(pixels).maps.detach()[:1]
+            generator = torch.Generator().manual_seed(0)
+            noise = torch.randn(maps.shape, generator=generator).to(maps) * (maps.std() + 1e-3)
+            with torch.no_grad():
+                both, one, other, none = (
+                    self.tail(pixels, 0, m) for m in (maps + noise, maps, noise, torch.zeros_like(maps))
+                )
+            size = torch.stack([one - none, other - none]).abs().amax()
+            self._affine = bool((both - one - other + none).abs().amax() <= 1e-4 * size) and math.isfinite(size.item())
+            self.passes.tail = before  # a property of the model, not of this picture
+        return self._affine
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.amp is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.amp)
+
+    def _split_head(self, x: Tensor) -> Split:
+        with self._autocast():
+            with torch.no_grad():
+                output = self.model.forward_features(x)  # type: ignore[operator]
+            with torch.enable_grad():
+                maps = _leaf(self.cut.branches.read(output))
+                logits = self.model.forward_head(self.cut.branches.write(output, maps))  # type: ignore[operator]
+        return Split(maps, _full(logits_of(logits)), output)
+
+    def _split_layer(self, x: Tensor) -> Split:
+        memory = Memory(self.model, self.cut.before)
+        found: list[tuple[Tensor, Any]] = []
+        calls = count()
+
+        def cut(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if next(calls) != self.cut.index:
+                return None
+            maps = _leaf(self.cut.branches.read(output))
+            found.append((maps, output))
+            torch.set_grad_enabled(True)  # until the no_grad around this pass ends
+            return self.cut.branches.write(output, maps)
+
+        with self._autocast(), ExitStack() as stack:
+            memory.record(stack)
+            stack.enter_context(hook(self.model.get_submodule(self.cut.name).register_forward_hook(cut)))
+            with torch.no_grad():
+                logits = logits_of(self.model(x))
+        maps, output = found[0]
+        return Split(maps, _full(logits), output, memory)
+
+    def _answer_at_cut(self, stack: ExitStack, new: Any) -> None:
+        """Lets the cut layer return `new` at the call where the network is cut; other calls of it run as they are."""
+        module = self.model.get_submodule(self.cut.name)
+        run, calls = module.forward, count()
+        stack.enter_context(
+            answering(module, lambda *args, **kwargs: new if next(calls) == self.cut.index else run(*args, **kwargs))
+        )
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """The type of a model's parameters; float32 if it has none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _leaf(maps: Tensor) -> Tensor:
+    return _full(maps.detach()).clone().requires_grad_()
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """Half precision as float32: what follows adds up many small numbers."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -1,0 +1,270 @@
+"""`explain` and `Explainer`: from a model and pictures to maps."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from interp_zoo.explain import masking
+from interp_zoo.explain.anatomy import Anatomy, Passes
+from interp_zoo.explain.cutting import find_cut
+from interp_zoo.explain.explanation import Cost, Explanation
+from interp_zoo.explain.inputs import Picture, Preprocess, is_many, load
+from interp_zoo.explain.labels import Labels
+from interp_zoo.explain.methods import get_method
+from interp_zoo.explain.progress import progress_bar
+from interp_zoo.explain.targets import Request
+from interp_zoo.explain.untouched import untouched
+from interp_zoo.models.loading import create
+
+Amp = Literal["bf16", "fp16"]
+_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DEFAULT_BATCH_SIZE = 16
+
+
+class Explainer:
+    """Explains one model by one method, for many batches: `explainer(x, target=...)`. Arguments as in `explain`.
+
+    The model may change between calls (training goes on, another mode): each call takes it as it is then.
+
+    Attributes:
+        model: the network that is explained, out of its wrapper if it came in one.
+        method: the method's name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str,
+        method: str = "opticam",
+        *,
+        layer: str | nn.Module | None = None,
+        batch_size: int | None = None,
+        device: str | torch.device | None = None,
+        amp: Amp | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> None:
+        self._method = get_method(method)
+        self._method.check(options)
+        self.method = self._method.name
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ValueError(f"`batch_size` is {batch_size}, but must be an integer of at least 1")
+        if amp is not None and amp not in _AMP:
+            raise ValueError(f'`amp` is "{amp}", but must be None, "bf16" or "fp16"')
+        self.model = _model(model, device)
+        self._layer, self._amp, self._progress, self._options = layer, amp, progress, options
+        self._batch_size = batch_size or DEFAULT_BATCH_SIZE
+
+    def __call__(self, img: Any, target: Any = None) -> Explanation:
+        """Explains pictures; see `explain` for `img`, `target`, the result and the errors."""
+        preprocess = Preprocess(self.model)
+        pictures, skipped = load(img, preprocess)
+        request, kept = self._request(target, img, pictures)
+        for name, why in skipped.items():
+            warnings.warn(f'`img` "{name}" cannot be read and is skipped: {why}', stacklevel=3)
+        rows = [picture for i, _ in request.rows for picture in [kept[i]]]
+        parts: dict[str, list[Tensor]] = {k: [] for k in ("saliency", "raw", "target", "before", "after")}
+        passes, seconds = Passes(), 0.0
+        with self._anatomy(preprocess, kept, len(rows)) as anatomy:
+            for chunk in _chunks(len(rows), self._batch_size):
+                pixels = torch.stack([p.pixels for p in rows[chunk]]).to(anatomy.device)
+                start = time.perf_counter()
+                raw, saliency, before, target_rows = self._maps(anatomy, pixels, request, chunk)
+                seconds += time.perf_counter() - start
+                spent = anatomy.passes
+                passes = Passes(*(getattr(passes, k) + getattr(spent, k) for k in ("forward", "backward", "tail")))
+                with torch.no_grad():
+                    after = target_rows.probability(anatomy.logits(masking.apply(pixels, saliency.to(pixels.dtype))))
+                for name, value in zip(parts, (saliency, raw, target_rows.index, before, after), strict=True):
+                    parts[name].append(value.detach().cpu())
+            layer = anatomy.cut.name
+        found = {name: torch.cat(values) for name, values in parts.items()}
+        given = [i for i, p in enumerate(pictures) if p is not None]
+        n = len(rows)
+        return Explanation(
+            saliency=found["saliency"].float(),
+            raw=found["raw"].float(),
+            target=found["target"],
+            label=request.names(found["target"]),
+            probability=found["before"].float(),
+            masked_probability=found["after"].float(),
+            picture=torch.tensor([given[i] for i, _ in request.rows]),
+            name=[p.name for p in rows],
+            method=self.method,
+            layer=layer,
+            cost=Cost(passes.forward / n, passes.backward / n, passes.tail / n, seconds / n),
+            skipped=skipped,
+            _pictures=tuple(rows),
+            _preprocess=preprocess,
+        )
+
+    def maps(self, x: Any, target: Any = None) -> Tensor:
+        """The maps alone, (N, H, W) in [0, 1] on the model's device: one forward pass less than a full explanation."""
+        preprocess = Preprocess(self.model)
+        pictures, skipped = load(x, preprocess)
+        if skipped:
+            raise ValueError(f"`x` holds what cannot be read: {', '.join(skipped)}")
+        request, kept = self._request(target, x, pictures)
+        rows = [kept[i] for i, _ in request.rows]
+        found = []
+        with self._anatomy(preprocess, kept, len(rows)) as anatomy:
+            for chunk in _chunks(len(rows), self._batch_size):
+                pixels = torch.stack([p.pixels for p in rows[chunk]]).to(anatomy.device)
+                found.append(self._maps(anatomy, pixels, request, chunk)[1])
+        return torch.cat(found)
+
+    def features(self, x: Any) -> Tensor:
+        """A, the explained layer's output on the picture's grid, (B, C, h, w), for pictures as in `explain`."""
+        preprocess = Preprocess(self.model)
+        pictures, skipped = load(x, preprocess)
+        if skipped:
+            raise ValueError(f"`x` holds what cannot be read: {', '.join(skipped)}")
+        kept = [p for p in pictures if p is not None]
+        found = []
+        with self._anatomy(preprocess, kept, len(kept)) as anatomy:
+            for chunk in _chunks(len(kept), self._batch_size):
+                pixels = torch.stack([p.pixels for p in kept[chunk]]).to(anatomy.device)
+                found.append(anatomy.split(pixels).maps.detach())
+        return torch.cat(found)
+
+    def _request(self, target: Any, img: Any, pictures: list[Picture | None]) -> tuple[Request, list[Picture]]:
+        """The targets of the pictures that could be read, and these pictures."""
+        labels = Labels(self.model)
+        request = Request(target, pictures=len(pictures), single=not is_many(img), labels=labels)
+        read = {old: new for new, old in enumerate(i for i, p in enumerate(pictures) if p is not None)}
+        request.rows = [(read[i], what) for i, what in request.rows if i in read]
+        return request, [p for p in pictures if p is not None]
+
+    @contextmanager
+    def _anatomy(self, preprocess: Preprocess, pictures: list[Picture], rows: int) -> Iterator[Anatomy]:
+        """The model, cut for pictures like these, and restored afterwards."""
+        shapes = {tuple(p.pixels.shape) for p in pictures}
+        if len(shapes) > 1:
+            raise ValueError(f"`img` holds tensors of different shapes {sorted(shapes)}: explain them one by one")
+        channels, height, width = next(iter(shapes))
+        with torch.inference_mode(False), untouched(self.model):
+            cut = find_cut(self.model, (channels, height, width), self._layer)
+            with progress_bar(self._progress, f"{self.method}, {rows} map{'s' * (rows != 1)}") as tick:
+                amp = _AMP[self._amp] if self._amp else None
+                yield Anatomy(self.model, cut, preprocess.mean, preprocess.std, self._batch_size, amp=amp, tick=tick)
+
+    def _maps(
+        self, anatomy: Anatomy, pixels: Tensor, request: Request, chunk: slice
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """Raw maps, maps, probabilities and targets of one chunk of rows; `anatomy.passes` holds what it took."""
+        anatomy.passes = Passes()
+        split = anatomy.split(pixels)
+        target = request.resolve(split.logits, chunk)
+        raw = self._method.function(anatomy, pixels, target, **self._options).detach()
+        saliency = finish(raw, (pixels.shape[2], pixels.shape[3]))
+        with torch.no_grad():
+            before = target.probability(split.logits.detach())
+        anatomy.forget()
+        return raw, saliency, before, target
+
+
+def explain(
+    model: nn.Module | str,
+    img: Any,
+    method: str = "opticam",
+    *,
+    target: Any = None,
+    layer: str | nn.Module | None = None,
+    batch_size: int | None = None,
+    device: str | torch.device | None = None,
+    amp: Amp | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> Explanation:
+    """Explains why a timm model sees in pictures what it sees: a map of what counts for a class.
+
+    The model is left exactly as it was: training mode, hooks, gradients, buffers. Nothing needs to be named: the place
+    where the network is cut into `A = body(x)` and `logits = tail(A)` is found.
+
+    Args:
+        model: a timm model, or a name for `timm.create_model(name, pretrained=True)`. Any other classifier that maps
+            (B, channels, H, W) to logits (B, classes) will do too.
+        img: a picture or several: path, http(s) URL, PIL image, numpy array (H, W, 3) (uint8, or float in [0, 1]),
+            uint8 tensor (3, H, W), a folder, or a list of these, of any sizes. They get the model's own resizing and
+            crop. A float tensor (C, H, W) or (B, C, H, W) is what the model takes, already normalised, and is left as
+            it is.
+        method: see `list_methods`.
+        target: what is explained. None or "predicted": the predicted class; "least_likely"; a class index; a label's
+            text ("tabby"); a function of logits (n, classes) to scores (n,). For several pictures, one for all, or a
+            list with one a picture; a list within it (for a single picture: a list) asks for several maps of that
+            picture. A network with one logit has the classes 0 and 1.
+        layer: cut there instead: a layer's name, a module, or "forward_features".
+        batch_size: the most pictures, masked copies included, that are in the network at once (16).
+        device: where a model given by name is put (default: the CPU). A model instance stays where it is.
+        amp: "bf16" or "fp16" for autocast; None for the model's own precision.
+        progress: whether to show a progress bar; None: where standard error is a terminal.
+        **options: the method's own, see `interp-zoo methods` or the method's docstring.
+
+    Returns:
+        An `Explanation`: N maps, (N, H, W) in [0, 1], with labels, probabilities, and what they cost. Of several
+        pictures, those that cannot be read are skipped with a warning, and listed in `skipped`.
+
+    Raises:
+        TypeError: for an argument of a wrong kind, or an option that the method does not have.
+        ValueError: for an unknown model, method, layer or label, a class out of range, lists of different lengths, no
+            or no readable picture, NaN pixels, or a model whose output is not logits.
+        FileNotFoundError: if the only picture does not exist.
+    """
+    explainer = Explainer(
+        model, method, layer=layer, batch_size=batch_size, device=device, amp=amp, progress=progress, **options
+    )
+    return explainer(img, target)
+
+
+def finish(raw: Tensor, size: tuple[int, int]) -> Tensor:
+    """What every method's map goes through: rectify, upsample to (H, W), scale to [0, 1]. Constant maps become zeros.
+
+    Args:
+        raw: maps (B, h, w).
+        size: the model's input size.
+    """
+    finite = raw.isfinite().all((1, 2))
+    maps = torch.where(finite[:, None, None], raw, 0).relu()
+    saliency = masking.minmax(masking.up(maps, size))
+    blank = (saliency == 0).all((1, 2))
+    for i in torch.nonzero(blank).flatten().tolist():
+        if not finite[i]:
+            why = "the method gave values that are not finite (logits too large for the model's precision?)"
+        elif bool((raw[i] == raw[i].flatten()[0]).all()):
+            value = raw[i].flatten()[0].item()
+            why = f"the method gave {value:.3g} everywhere (the target's score may not depend on the picture)"
+        elif bool((raw[i] <= 0).all()):
+            why = "the method gave no value above 0 (nothing speaks for this target at this layer)"
+        else:
+            why = "it is constant after rectifying"
+        warnings.warn(f"map {i} of the batch is blank (all zeros): {why}", stacklevel=4)
+    return saliency
+
+
+def _model(model: nn.Module | str, device: str | torch.device | None) -> nn.Module:
+    if isinstance(model, str):
+        return create(model).to(device or "cpu")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be a torch module or a timm model's name, not {type(model).__name__}")
+    while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
+        model = inner  # out of torch.compile, DataParallel, DistributedDataParallel
+    parameter = next(model.parameters(), None)
+    if parameter is not None and device is not None and torch.device(device).type != parameter.device.type:
+        raise ValueError(
+            f"`device` is {device}, but the model is on {parameter.device}: move it with model.to(...) first"
+        )
+    if parameter is not None and parameter.is_inference():
+        raise ValueError(
+            "`model` was made under torch.inference_mode, which forbids gradients for good: make it outside"
+        )
+    return model
+
+
+def _chunks(total: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]

@@ -1,0 +1,107 @@
+"""Several methods on the same pictures, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from interp_zoo.explain import render
+from interp_zoo.explain.api import Explainer
+from interp_zoo.explain.explanation import Explanation
+from interp_zoo.explain.methods import get_method, list_methods
+from interp_zoo.metrics.functional import average_drop, average_gain
+from interp_zoo.models.loading import create
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Explanations of the same rows by several methods.
+
+    Attributes:
+        explanations: by method's name, in the order asked for.
+        left_out: methods that the model does not admit, and why.
+    """
+
+    explanations: dict[str, Explanation]
+    left_out: dict[str, str]
+
+    def figure(self, rows: int = 8) -> Figure:
+        """A matplotlib figure: a row a map's target (the first `rows`), a column a method, with AD, AG and cost."""
+        first = next(iter(self.explanations.values()))
+        table = []
+        for row in range(min(len(first), rows)):
+            image = render.to_image(first._pictures[row].pixels)
+            p = first.probability[row].item()
+            cells = [(image, f"{first.label[row]}\n{100 * p:.1f} %")]
+            cells += [(exp._overlay(row, "input"), self._caption(exp, row)) for exp in self.explanations.values()]
+            table.append(cells)
+        return render.table(table, ["picture", *self.explanations])
+
+    def save(self, path: str | Path, rows: int = 8) -> Path:
+        """Writes the figure; the ending decides the format (png, pdf, svg)."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.figure(rows).savefig(path)
+        return path
+
+    def __repr__(self) -> str:
+        return "Comparison(" + "; ".join(map(repr, self.explanations.values())) + ")"
+
+    def _repr_png_(self) -> bytes:
+        import io
+
+        buffer = io.BytesIO()
+        self.figure().savefig(buffer, format="png")
+        return buffer.getvalue()
+
+    @staticmethod
+    def _caption(exp: Explanation, row: int) -> str:
+        before, after = exp.probability[row : row + 1], exp.masked_probability[row : row + 1]
+        drop, gain = average_drop(before, after).item(), average_gain(before, after).item()
+        return f"AD {drop:.1f}   AG {gain:.1f}\n{str(exp.cost).replace(' passes, ', chr(10))}"
+
+
+def compare(
+    model: nn.Module | str, img: Any, methods: Sequence[str] | None = None, *, target: Any = None, **arguments: Any
+) -> Comparison:
+    """Explains the same pictures by several methods, for one figure.
+
+    Every method gets the same targets: "predicted" is what the model predicts on the whole picture.
+
+    Args:
+        model: as in `explain`.
+        img: as in `explain`.
+        methods: their names; None for all that the model admits (those that it does not are in `left_out`).
+        target: as in `explain`.
+        **arguments: `layer`, `batch_size`, `device`, `amp`, `progress` as in `explain`; no options of methods.
+
+    Raises:
+        ValueError: as in `explain`; also if a method that was asked for by name cannot explain this model.
+    """
+    known = {"layer", "batch_size", "device", "amp", "progress"}
+    for name in arguments:
+        if name not in known:
+            raise TypeError(f"compare has no argument `{name}`; it takes {', '.join(sorted(known))}")
+    names = list_methods() if methods is None else [get_method(m).name for m in methods]
+    if not names:
+        raise ValueError("`methods` is empty: name at least one, or None for all")
+    if isinstance(model, str):
+        model = create(model).to(arguments.pop("device", None) or "cpu")
+    explanations: dict[str, Explanation] = {}
+    left_out: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        explainer = Explainer(model, name, **arguments)
+        try:
+            explanations[name] = explainer(img, target)
+        except ValueError as error:
+            if methods is not None or not str(error).startswith("`method`"):
+                raise
+            left_out[name] = str(error)
+    return Comparison(explanations, left_out)

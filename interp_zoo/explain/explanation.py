@@ -1,0 +1,139 @@
+"""What comes out of an explanation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from interp_zoo.explain import render
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from interp_zoo.explain.inputs import Picture, Preprocess
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one map cost, on average over the call.
+
+    Attributes:
+        forward: forward passes of one picture through the whole network.
+        backward: backward passes, through the network (Opti-CAM) or through its tail alone (gradients at the layer).
+        tail: passes through the tail alone.
+        seconds: wall-clock time.
+    """
+
+    forward: float
+    backward: float
+    tail: float
+    seconds: float
+
+    def __str__(self) -> str:
+        parts = [(self.forward, "forward"), (self.backward, "backward"), (self.tail, "tail")]
+        passes = " + ".join(f"{n:.4g} {word}" for n, word in parts if n)
+        return f"{passes} passes, {self.seconds:.3g} s"
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation:
+    """The maps of N rows, a row a picture and target.
+
+    Attributes:
+        saliency: (N, H, W), float32 in [0, 1], at the model's input size.
+        raw: (N, h, w), float32, before rectifying, upsampling and scaling, at the layer's size: comparable across
+            pictures.
+        target: (N,), int64, the explained class; -1 for functions of the logits.
+        label: N texts for it.
+        probability: (N,), of the target on the picture; NaN for functions of the logits.
+        masked_probability: (N,), the same on the picture under its map: near the first if the map holds what counts.
+        picture: (N,), int64, which of the given pictures each row is about.
+        name: N file names or URLs.
+        method: the method's name.
+        layer: where the model was cut.
+        cost: passes and seconds for one map, on average.
+        skipped: pictures that could not be read, and why.
+    """
+
+    saliency: Tensor
+    raw: Tensor
+    target: Tensor
+    label: list[str]
+    probability: Tensor
+    masked_probability: Tensor
+    picture: Tensor
+    name: list[str]
+    method: str
+    layer: str
+    cost: Cost
+    skipped: dict[str, str] = field(default_factory=dict)
+    _pictures: tuple[Picture, ...] = ()  # one a row
+    _preprocess: Preprocess | None = None
+
+    def __len__(self) -> int:
+        return len(self.saliency)
+
+    def __repr__(self) -> str:
+        rows = ", ".join(
+            f"{label} {p:.3f} -> {m:.3f}"
+            for label, p, m in zip(
+                self.label[:3], self.probability.tolist(), self.masked_probability.tolist(), strict=False
+            )
+        )
+        more = f", and {len(self) - 3} more" if len(self) > 3 else ""
+        return f"Explanation({self.method} at {self.layer}: {rows}{more}; {self.cost})"
+
+    def overlay(self, on: Literal["input", "original"] = "input") -> Image | list[Image]:
+        """The map over the picture: one image for one row, else a list.
+
+        Args:
+            on: over what the model saw, (H, W), or over the original picture at its own size, where what the model's
+                crop left out stays as it is.
+
+        Raises:
+            ValueError: if `on` is neither, or "original" for a tensor, which has none.
+        """
+        images = [self._overlay(row, on) for row in range(len(self))]
+        return images[0] if len(images) == 1 else images
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Writes each row's overlay, over the original where there is one; folders are made.
+
+        Args:
+            path: a file for one row; several rows get a number before the ending. A path without an ending is a
+                folder, and each file in it is named after its picture, the method and, where needed, the row.
+
+        Returns:
+            The files written, one a row.
+        """
+        path = Path(path)
+        files = [self._file(path, row) for row in range(len(self))]
+        for row, file in enumerate(files):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._overlay(row, "input" if self._pictures[row].original is None else "original").save(file)
+        return files
+
+    def _overlay(self, row: int, on: str) -> Image:
+        picture = self._pictures[row]
+        if on == "input":
+            return render.overlay(render.to_image(picture.pixels), self.saliency[row])
+        if on != "original":
+            raise ValueError(f'`on` is "{on}", but must be "input" or "original"')
+        if picture.original is None or self._preprocess is None:
+            raise ValueError('`on` is "original", but a tensor has no original picture: use "input"')
+        box = self._preprocess.box(picture.original.size)
+        return render.overlay(picture.original, self.saliency[row], box)
+
+    def _file(self, path: Path, row: int) -> Path:
+        if path.suffix:
+            return path if len(self) == 1 else path.with_name(f"{path.stem}_{row}{path.suffix}")
+        stem = Path(self.name[row]).stem.replace(" ", "_") or "picture"
+        twice = [Path(n).stem for n in self.name].count(Path(self.name[row]).stem) > 1
+        return path / f"{stem}_{self.method}{f'_{row}' if twice else ''}.png"
+
+    def _repr_png_(self) -> bytes:
+        """Shows itself in a notebook: the overlays side by side (the first eight)."""
+        return render.png(render.row([self._overlay(row, "input") for row in range(min(len(self), 8))]))

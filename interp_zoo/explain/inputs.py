@@ -1,0 +1,302 @@
+"""From whatever users call a picture to pixels in [0, 1] at the model's input size, and the way back to the picture."""
+
+from __future__ import annotations
+
+import io
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+
+from interp_zoo.explain.anatomy import model_dtype
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
+_URL_TIMEOUT_S = 20
+_URL_LIMIT_BYTES = 64 * 2**20
+
+
+@dataclass
+class Picture:
+    """One picture as the model takes it.
+
+    Attributes:
+        pixels: (channels, H, W), float, in [0, 1] for pictures (whatever mean and std make of it for float tensors).
+        name: file name, URL or "picture 3".
+        original: the picture before resizing and cropping, or None for float tensors.
+    """
+
+    pixels: Tensor
+    name: str
+    original: Image.Image | None = None
+
+
+class Preprocess:
+    """A model's own input: size, crop, mean and std, as timm's `pretrained_cfg` states them.
+
+    Attributes:
+        channels: how many channels the model takes.
+        size: the height and width of pictures after the transform.
+        mean: (channels,).
+        std: (channels,).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        config = resolve_model_data_config(model)
+        self.channels = _channels(model, config["input_size"][0])
+        self.size = _size(model, config["input_size"][1:])
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.mean = _per_channel(config["mean"], self.channels).to(device)
+        self.std = _per_channel(config["std"], self.channels).to(device)
+        self.dtype = torch.float64 if model_dtype(model) == torch.float64 else torch.float32
+        keys = ("interpolation", "crop_pct", "crop_mode", "mean")
+        self._transform = {"input_size": (3, *self.size), **{k: config[k] for k in keys}}
+        self._geometry = _geometry(**self._transform)
+
+    def picture(self, image: Image.Image, name: str) -> Picture:
+        """A PIL image, resized and cropped as the model's transform does it."""
+        original = upright(image)
+        cropped = self._geometry(original)
+        array = torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
+        pixels = array.to(self.dtype) / 255
+        return Picture(self._as_channels(pixels), name, original)
+
+    def tensor(self, x: Tensor, name: str) -> Picture:
+        """A float tensor (channels, H, W), already normalised: taken as it is, no resizing."""
+        if x.shape[0] != self.channels:
+            raise ValueError(f"`img` {name} has {x.shape[0]} channels, but the model takes {self.channels}")
+        if not bool(x.isfinite().all()):
+            raise ValueError(f"`img` {name} holds NaN or infinite values: clean it before it is explained")
+        x = x.detach().to(self.mean.device, self.dtype)
+        return Picture(x * self.std[:, None, None] + self.mean[:, None, None], name)
+
+    def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Where the model's input lies in an original of `size` (width, height): left, top, right, bottom, in pixels.
+
+        The transform itself is asked: pictures whose values are their own coordinates go through it.
+        """
+        geometry = _geometry(**(self._transform | {"mean": (0.0,)}))  # the mean is what some pad with: one channel here
+        edges: list[tuple[float, float]] = []
+        for axis, length in enumerate(size):
+            ramp = np.arange(length, dtype=np.float32) + 0.5
+            plane = np.broadcast_to(ramp if axis == 0 else ramp[:, None], size[::-1])
+            seen = np.asarray(geometry(Image.fromarray(np.ascontiguousarray(plane))))
+            line = seen[seen.shape[0] // 2] if axis == 0 else seen[:, seen.shape[1] // 2]
+            # Two places inside the picture, away from its edge, where resampling is linear, tell scale and offset.
+            inside = np.flatnonzero((line > 0.25 * length) & (line < 0.75 * length))
+            if len(inside) < 2:
+                edges.append((0.0, float(length)))
+                continue
+            first, last = int(inside[0]), int(inside[-1])
+            scale = float(line[last] - line[first]) / (last - first)
+            start = float(line[first]) - (first + 0.5) * scale
+            edges.append((start, start + scale * len(line)))
+        (left, right), (top, bottom) = edges
+        return left, top, right, bottom
+
+    def _as_channels(self, pixels: Tensor) -> Tensor:
+        """RGB (3, H, W) as the model's number of channels: grey for one, repeated for others."""
+        if self.channels == 3:
+            return pixels
+        grey = (pixels * pixels.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
+        return grey.repeat(self.channels, 1, 1)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image as RGB, turned as its EXIF says; transparency on white, 16 bit scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float64)
+        peak = 65535 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255
+        image = Image.fromarray(np.clip(values / peak * 255, 0, 255).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def is_many(img: Any) -> bool:
+    """Whether the user gave several pictures (a list, a batch, a folder), not one."""
+    if isinstance(img, str | os.PathLike):
+        return not _is_url(str(img)) and os.path.isdir(img)
+    if isinstance(img, Tensor | np.ndarray):
+        return img.ndim == 4
+    return isinstance(img, Sequence)
+
+
+def load(img: Any, preprocess: Preprocess) -> tuple[list[Picture | None], dict[str, str]]:
+    """All pictures that `img` names, None for what could not be read, and why not, by name.
+
+    Raises:
+        TypeError: if `img`, or a part of it, is of no known kind.
+        ValueError: if there is no picture at all, or a tensor or array does not fit the model.
+        FileNotFoundError: if the only picture does not exist.
+    """
+    parts = list(_parts(img))
+    if not parts:
+        raise ValueError(f"`img` holds no picture: {_no_picture(img)}")
+    pictures: list[Picture | None] = []
+    failed: dict[str, str] = {}
+    for number, part in enumerate(parts):
+        try:
+            pictures.append(_load_one(part, number, preprocess))
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+            if len(parts) == 1 and isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(f'`img` "{part}" does not exist: give a picture, a folder or a URL') from None
+            pictures.append(None)
+            failed[str(part)] = _why(error)
+    if len(failed) == len(parts):
+        name, why = next(iter(failed.items()))
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise ValueError(f'`img` "{name}" cannot be read: {why}{more}')
+    return pictures, failed
+
+
+def _parts(img: Any) -> Sequence[Any]:
+    if isinstance(img, str | os.PathLike) and is_many(img):
+        return sorted(p for p in Path(img).iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file())
+    if not is_many(img):
+        return [img]
+    if isinstance(img, Sequence):
+        return [one for part in img for one in (_parts(part) if is_many(part) else [part])]
+    return list(img)
+
+
+def _no_picture(img: Any) -> str:
+    if isinstance(img, str | os.PathLike):
+        return f'the folder "{img}" has no file that ends in {", ".join(EXTENSIONS)}'
+    return "give at least one"
+
+
+def _load_one(part: Any, number: int, preprocess: Preprocess) -> Picture:
+    name = f"picture {number}"
+    if isinstance(part, Tensor) and part.is_floating_point():
+        if part.ndim != 3:
+            raise ValueError(
+                f"`img` {name} is a tensor of shape {tuple(part.shape)}, but must be (C, H, W) or (B, C, H, W)"
+            )
+        return preprocess.tensor(part, name)
+    if isinstance(part, Tensor):
+        return preprocess.picture(_from_array(_channels_last(part.detach().cpu().numpy(), name), name), name)
+    if isinstance(part, np.ndarray):
+        return preprocess.picture(_from_array(part, name), name)
+    if isinstance(part, Image.Image):
+        return preprocess.picture(part, str(getattr(part, "filename", "") or name))
+    if isinstance(part, str) and _is_url(part):
+        return preprocess.picture(_open(io.BytesIO(_download(part))), part)
+    if isinstance(part, str | os.PathLike):
+        return preprocess.picture(_open(part), os.fspath(part))
+    raise TypeError(
+        "`img` must be a path, URL, PIL image, numpy array, tensor, folder or a list of these, "
+        f"not {type(part).__name__}"
+    )
+
+
+def _open(file: Any) -> Image.Image:
+    with Image.open(file) as image:
+        image.load()  # a truncated file fails here, not later
+        return image.copy()
+
+
+def _from_array(array: np.ndarray[Any, Any], name: str) -> Image.Image:
+    """An RGB or grey array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): uint8, or float in [0, 1]."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
+        raise ValueError(f"`img` {name} is an array of shape {array.shape}, but must be (H, W) or (H, W, 3), RGB")
+    if array.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(array))
+    if array.dtype == np.bool_:
+        return Image.fromarray(array.astype(np.uint8) * 255)
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all():
+            raise ValueError(f"`img` {name} holds NaN or infinite values: clean it before it is explained")
+        if array.size and (array.min() < 0 or array.max() > 1):
+            raise ValueError(
+                f"`img` {name} is a float array from {array.min():.3g} to {array.max():.3g}, but must be in [0, 1] "
+                "(give uint8 for 0 to 255, or a float tensor for what is already normalised)"
+            )
+        return Image.fromarray((array * 255).round().astype(np.uint8))
+    raise TypeError(f"`img` {name} is an array of {array.dtype}, but must be uint8, or float in [0, 1]")
+
+
+def _channels_last(array: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+    if array.ndim != 3 or array.shape[0] not in (1, 3, 4):
+        raise ValueError(f"`img` {name} is an integer tensor of shape {array.shape}, but must be (C, H, W), RGB, uint8")
+    return array.transpose(1, 2, 0)
+
+
+def _is_url(text: str) -> bool:
+    return "://" in text
+
+
+def _download(url: str) -> bytes:
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError(f'`img` "{url}" is no http or https URL')
+    request = urllib.request.Request(url, headers={"User-Agent": "interp_zoo"})
+    try:
+        with urllib.request.urlopen(request, timeout=_URL_TIMEOUT_S) as answer:
+            data: bytes = answer.read(_URL_LIMIT_BYTES + 1)
+    except urllib.error.URLError as error:
+        raise OSError(f"no answer ({error.reason})") from None
+    if len(data) > _URL_LIMIT_BYTES:
+        raise OSError(f"larger than {_URL_LIMIT_BYTES // 2**20} MiB")
+    return data
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    if isinstance(error, UnidentifiedImageError):
+        return "no picture format that Pillow knows"
+    return str(error) or type(error).__name__
+
+
+def _geometry(**config: Any) -> Callable[[Image.Image], Image.Image]:
+    """The resizing and cropping of timm's evaluation transform, without its conversion to a tensor."""
+    steps = create_transform(**config, use_prefetcher=True).transforms[:-1]
+
+    def run(image: Image.Image) -> Image.Image:
+        for step in steps:
+            image = step(image)
+        return image
+
+    return run
+
+
+def _channels(model: nn.Module, default: int) -> int:
+    """How many channels the model takes: its own word, else its first convolution's, else its cfg's."""
+    told = getattr(model, "in_chans", None)
+    if isinstance(told, int):
+        return told
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is not None and first.groups == 1 and first.in_channels <= 4:
+        return first.in_channels
+    return int(default)
+
+
+def _size(model: nn.Module, default: Sequence[int]) -> tuple[int, int]:
+    """The height and width that the model was built for, where it says so, else its cfg's."""
+    for holder in (getattr(model, "patch_embed", None), model):
+        told = getattr(holder, "img_size", None)
+        if isinstance(told, int) and told > 0:
+            return told, told
+        if isinstance(told, tuple | list) and len(told) == 2:
+            return int(told[0]), int(told[1])
+    return int(default[0]), int(default[1])
+
+
+def _per_channel(values: Sequence[float], channels: int) -> Tensor:
+    """One value a channel; where the model takes another number of channels, their mean for each."""
+    given = torch.tensor(tuple(values))
+    return given if len(given) == channels else given.mean().expand(channels).clone()

@@ -1,0 +1,67 @@
+"""Names of a model's classes."""
+
+from __future__ import annotations
+
+import difflib
+from functools import lru_cache
+
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import nn
+
+
+class Labels:
+    """A model's class names: those of its `pretrained_cfg`, else timm's for the ImageNet subset of that many classes.
+
+    Attributes:
+        classes: how many classes the model says it has; 0 if it does not say.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        classes = getattr(model, "num_classes", 0)
+        classes = classes if isinstance(classes, int) else 0
+        self._names = _names(model, classes)
+        self.classes = 2 if classes == 1 else classes  # one logit: no and yes
+
+    def name(self, index: int) -> str:
+        """The first of a class' names ("tabby"), or "class 7" where the model's classes have no known names."""
+        return self._names[index].split(",")[0] if self._names else f"class {index}"
+
+    def index(self, label: str) -> int:
+        """The class that a text names: one of its names in full, else the only one that contains the text.
+
+        Raises:
+            ValueError: if the model's classes have no known names, or none or several fit.
+        """
+        if not self._names:
+            raise ValueError(
+                f'`target` is "{label}", but this model\'s classes have no known names: give a class index'
+            )
+        word = label.strip().lower()
+        names = [[part.strip().lower() for part in name.split(",")] for name in self._names]
+        exact = [i for i, parts in enumerate(names) if word in parts]
+        found = exact or [i for i, parts in enumerate(names) if any(word in part for part in parts)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            some = ", ".join(f'"{self.name(i)}" ({i})' for i in found[:4])
+            raise ValueError(
+                f'`target` "{label}" fits {len(found)} classes ({some}, ...): give the full name or the index'
+            )
+        flat = {part: i for i, parts in reversed(list(enumerate(names))) for part in parts}
+        near = ", ".join(f'"{n}" ({flat[n]})' for n in difflib.get_close_matches(word, list(flat), n=3, cutoff=0.5))
+        hint = f"did you mean {near}?" if near else "give a class index"
+        raise ValueError(f'`target` "{label}" is no class of this model: {hint}')
+
+
+def _names(model: nn.Module, classes: int) -> tuple[str, ...]:
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    names, texts = cfg.get("label_names"), cfg.get("label_descriptions") or {}
+    if names and len(names) == classes:
+        return tuple(texts.get(n, n) for n in names)
+    subset = infer_imagenet_subset({"num_classes": classes})
+    return _imagenet(subset) if subset else ()
+
+
+@lru_cache(maxsize=4)
+def _imagenet(subset: str) -> tuple[str, ...]:
+    return tuple(ImageNetInfo(subset).label_descriptions())

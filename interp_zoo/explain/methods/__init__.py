@@ -1,0 +1,19 @@
+"""The methods, a file a family. Importing this package registers them all."""
+
+from interp_zoo.explain.methods import ablationcam, cam, fakecam, gradcam, opticam, reciprocam, scorecam
+from interp_zoo.explain.methods.registry import Method, get_method, list_methods, register, unregister
+
+__all__ = [
+    "Method",
+    "ablationcam",
+    "cam",
+    "fakecam",
+    "get_method",
+    "gradcam",
+    "list_methods",
+    "opticam",
+    "reciprocam",
+    "register",
+    "scorecam",
+    "unregister",
+]

@@ -1,0 +1,67 @@
+"""Methods that weigh the maps by gradients of the target's score (the logit, before any softmax) at the layer.
+
+Each needs one forward pass and one backward pass through the tail. In the formulas A is (B, C, h, w), G the gradient
+of the score with respect to A. All maps are rectified, upsampled and scaled afterwards, the same way for all methods.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from interp_zoo.explain.anatomy import Anatomy
+from interp_zoo.explain.methods.registry import register
+from interp_zoo.explain.targets import Target
+
+_COST = "1 forward, 1 tail backward"
+# Division guards, as pytorch-grad-cam sets them, so that maps can be compared digit by digit.
+_EPS_PLUSPLUS, _EPS_XGRAD = 1e-6, 1e-7
+
+
+@register("gradcam", paper="Selvaraju et al., ICCV 2017", cost=_COST, aliases=("grad_cam",))
+def gradcam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
+    """Weighs each channel by its mean gradient: sum_k mean_ij(G_k) A_k."""
+    maps, gradients = anatomy.maps_and_gradients(pixels, target)
+    return (gradients.mean((2, 3), keepdim=True) * maps).sum(1)
+
+
+@register("gradcam_plusplus", paper="Chattopadhay et al., WACV 2018", cost=_COST, aliases=("gradcam++", "gradcampp"))
+def gradcam_plusplus(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
+    """Weighs positive gradients so that several instances count alike: w_k = sum_ij alpha ReLU(G).
+
+    alpha = G^2 / (2 G^2 + (sum_ij A) G^3), 0 where G is 0; for the exponential of the score, as the paper assumes.
+    """
+    maps, gradients = anatomy.maps_and_gradients(pixels, target)
+    squares = gradients.square()
+    denominator = 2 * squares + maps.sum((2, 3), keepdim=True) * squares * gradients + _EPS_PLUSPLUS
+    alpha = torch.where(gradients == 0, 0, squares / denominator)
+    return ((alpha * gradients.relu()).sum((2, 3), keepdim=True) * maps).sum(1)
+
+
+@register("xgradcam", paper="Fu et al., BMVC 2020", cost=_COST, aliases=("axiomcam", "axiom_cam"))
+def xgradcam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
+    """Axiom-based Grad-CAM: weighs each channel by its gradient where it is active, w_k = sum_ij G A / sum_ij A."""
+    maps, gradients = anatomy.maps_and_gradients(pixels, target)
+    weights = (gradients * maps).sum((2, 3), keepdim=True) / (maps.sum((2, 3), keepdim=True) + _EPS_XGRAD)
+    return (weights * maps).sum(1)
+
+
+@register("layercam", paper="Jiang et al., IEEE TIP 2021", cost=_COST)
+def layercam(anatomy: Anatomy, pixels: Tensor, target: Target, *, positive: bool = True) -> Tensor:
+    """Weighs A place by place: sum_k ReLU(G_k) A_k.
+
+    Args:
+        anatomy: the cut model.
+        pixels: pictures (B, channels, H, W) in [0, 1].
+        target: what is explained.
+        positive: whether negative gradients are dropped, as in the paper.
+    """
+    maps, gradients = anatomy.maps_and_gradients(pixels, target)
+    return ((gradients.relu() if positive else gradients) * maps).sum(1)
+
+
+@register("hirescam", paper="Draelos and Carin, 2020, arXiv 2011.08891", cost=_COST)
+def hirescam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
+    """What each place adds to the score of a linear tail: sum_k G_k A_k."""
+    maps, gradients = anatomy.maps_and_gradients(pixels, target)
+    return (gradients * maps).sum(1)

@@ -1,0 +1,102 @@
+"""The registry of methods: what `list_methods`, the command line, `compare`, the recipes and the tests read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from interp_zoo.explain.targets import nearest
+
+# (anatomy, pixels, target, **options) -> maps (B, h, w), not yet rectified, upsampled or scaled
+MethodFunction = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of explanation.
+
+    Attributes:
+        name: the name that users give.
+        function: (anatomy, pixels, target, **options) to maps (B, h, w).
+        paper: its citation.
+        cost: passes a picture, in words; C is the number of A's channels, hw of its places.
+        needs: what a model must have, "" for nothing.
+        aliases: other names that users give.
+    """
+
+    name: str
+    function: MethodFunction
+    paper: str
+    cost: str
+    needs: str = ""
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword options and their defaults, read off the function's signature."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    def check(self, options: dict[str, Any]) -> None:
+        """Raises TypeError if an option is none of this method's."""
+        for name in options:
+            if name not in self.options:
+                known = ", ".join(f"{k}={v!r}" for k, v in self.options.items()) or "none"
+                raise TypeError(
+                    f'method "{self.name}" has no option `{name}`{nearest(name, list(self.options))}; it has: {known}'
+                )
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def register(
+    name: str, *, paper: str, cost: str, needs: str = "", aliases: tuple[str, ...] = ()
+) -> Callable[[MethodFunction], MethodFunction]:
+    """Registers the decorated function as a method under `name`; see `Method` for the rest.
+
+    Raises:
+        ValueError: if the name, or an alias, is taken by another method.
+    """
+
+    def add(function: MethodFunction) -> MethodFunction:
+        for word in (name, *aliases):
+            if any(word in (m.name, *m.aliases) for m in _METHODS.values()):
+                raise ValueError(f'`name` "{word}" is taken by another method: choose another')
+        _METHODS[name] = Method(name, function, paper, cost, needs, aliases)
+        return function
+
+    return add
+
+
+def unregister(name: str) -> None:
+    """Removes a method, for tests and notebooks that define one again."""
+    _METHODS.pop(name, None)
+
+
+def list_methods() -> list[str]:
+    """The names of all methods, in alphabetical order."""
+    return sorted(_METHODS)
+
+
+def get_method(name: str) -> Method:
+    """The method of that name or alias.
+
+    Raises:
+        ValueError: if there is none; names the nearest.
+    """
+    key = str(name).lower().replace("-", "_")
+    for method in _METHODS.values():
+        if key in (method.name, *method.aliases):
+            return method
+    words = [w for m in _METHODS.values() for w in (m.name, *m.aliases)]
+    raise ValueError(f'`method` "{name}" is unknown{nearest(key, words)}; known: {", ".join(list_methods())}')

@@ -1,0 +1,91 @@
+"""Pictures of maps: overlays, rows of them, and the figure that compares methods."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Perceptually uniform: reads the same in grey and for the colour-blind.
+COLOURS = "inferno"
+OPACITY = 0.6
+_GAP = 8  # pixels between pictures in a row
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """Pixels (channels, H, W) in [0, 1] as an RGB image; other than three channels as their mean in grey."""
+    if pixels.shape[0] != 3:
+        pixels = pixels.mean(0, keepdim=True).expand(3, -1, -1)
+    array = (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+
+
+def overlay(image: Image.Image, saliency: Tensor, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+    """A map (H, W) in [0, 1] in colour over an RGB image.
+
+    Args:
+        image: what is painted on.
+        saliency: the map.
+        box: where the map lies, (left, top, right, bottom) in the image's pixels; the whole image if None. What is
+            outside of it stays as it is, and what of the map is outside of the image is cut off.
+    """
+    import matplotlib
+
+    left, top, right, bottom = box or (0.0, 0.0, float(image.width), float(image.height))
+    h, w = saliency.shape
+    scale = (w / (right - left), h / (bottom - top))
+    # Image.transform asks, for each pixel of the result, where it lies in the map.
+    back = (scale[0], 0.0, -left * scale[0], 0.0, scale[1], -top * scale[1])
+    source = Image.fromarray(np.ascontiguousarray(saliency.detach().cpu().float().numpy()))
+    values = np.asarray(source.transform(image.size, Image.Transform.AFFINE, back, Image.Resampling.BILINEAR))
+    x, y = np.arange(image.width) + 0.5, np.arange(image.height) + 0.5
+    inside = ((y >= top) & (y <= bottom))[:, None] & ((x >= left) & (x <= right))[None]
+    colour = matplotlib.colormaps[COLOURS](values)[..., :3] * 255
+    base = np.asarray(image.convert("RGB"), dtype=np.float64)
+    alpha = OPACITY * inside[..., None]
+    return Image.fromarray((base * (1 - alpha) + colour * alpha).round().clip(0, 255).astype(np.uint8))
+
+
+def row(images: Sequence[Image.Image]) -> Image.Image:
+    """Images side by side, at the height of the lowest, on white."""
+    height = min(image.height for image in images)
+    scaled = [image.resize((max(1, round(image.width * height / image.height)), height)) for image in images]
+    whole = Image.new("RGB", (sum(i.width for i in scaled) + _GAP * (len(scaled) - 1), height), "white")
+    left = 0
+    for image in scaled:
+        whole.paste(image, (left, 0))
+        left += image.width + _GAP
+    return whole
+
+
+def png(image: Image.Image) -> bytes:
+    """An image as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def table(rows: Sequence[Sequence[tuple[Image.Image, str]]], titles: Sequence[str]) -> Figure:
+    """A matplotlib figure of images with captions under them, a title over each column."""
+    from matplotlib.figure import Figure
+
+    columns = max(len(r) for r in rows)
+    figure = Figure(figsize=(2.3 * columns, 2.95 * len(rows)), dpi=130, layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for r, cells in enumerate(rows):
+        for c, (image, caption) in enumerate(cells):
+            axes[r, c].imshow(image)
+            axes[r, c].text(0.5, -0.03, caption, transform=axes[r, c].transAxes, ha="center", va="top", fontsize=8)
+            if r == 0:
+                axes[r, c].set_title(titles[c], fontsize=10)
+    return figure

