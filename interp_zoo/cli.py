@@ -114,8 +114,11 @@ def compare(
 
 
 @app.command()
-def methods() -> None:
+def methods(markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table.")] = False) -> None:
     """List the methods of explanation."""
+    if markdown:
+        typer.echo(methods_table())
+        return
     table = Table("method", "what it does", "cost of a map", "needs", "paper")
     for name in list_methods():
         m = get_method(name)
@@ -124,6 +127,14 @@ def methods() -> None:
             escape(m.name + also), escape(m.summary), escape(m.cost), escape(m.needs or "nothing"), escape(m.paper)
         )
     out.print(table)
+
+
+def methods_table() -> str:
+    """The methods as a Markdown table, as it stands in the README."""
+    lines = ["| method | what it does | passes a picture | needs | paper |", "|---|---|---|---|---|"]
+    for m in map(get_method, list_methods()):
+        lines.append(f"| `{m.name}` | {m.summary.rstrip('.')} | {m.cost} | {m.needs} | {m.paper} |")
+    return "\n".join(lines)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ import interp_zoo  # noqa: F401, registers the demo model with timm
 torch.set_num_threads(2)
 
 
-def lively(name: str, seed: int = 0, **kwargs: object) -> nn.Module:
+def lively(name: str, seed: int = 0, **kwargs: Any) -> nn.Module:
     """An untrained timm model whose parameters and statistics are all far from trivial, in eval mode."""
     torch.manual_seed(seed)
-    model = timm.create_model(name, **kwargs)
+    model: nn.Module = timm.create_model(name, **kwargs)
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

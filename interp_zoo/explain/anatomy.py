@@ -8,6 +8,7 @@ gets a gradient, and frozen weights, no_grad, inference_mode and in-place activa
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from interp_zoo.explain.replay import Memory, answering, hook, repeat
 from interp_zoo.explain.targets import Target
 
 Tick = Callable[[int], None]
+
+_AFFINE: weakref.WeakKeyDictionary[Cut, bool] = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -74,7 +77,6 @@ class Anatomy:
     passes: Passes = field(default_factory=Passes)
     tick: Tick | None = None
     _split: tuple[Tensor, Split] | None = None
-    _affine: bool | None = None
 
     @property
     def device(self) -> torch.device:
@@ -148,8 +150,8 @@ class Anatomy:
                 self.tick(stop - start)
 
     def tail_is_affine(self, pixels: Tensor) -> bool:
-        """Whether the tail is affine in A, as average pooling and a linear classifier are (tried once, by value)."""
-        if self._affine is None:
+        """Whether the tail is affine in A, as average pooling and a linear classifier are (tried once for each cut)."""
+        if self.cut not in _AFFINE:
             before = self.passes.tail
             maps = self.split(pixels).maps.detach()[:1]
             generator = torch.Generator().manual_seed(0)
@@ -159,9 +161,11 @@ class Anatomy:
                     self.tail(pixels, 0, m) for m in (maps + noise, maps, noise, torch.zeros_like(maps))
                 )
             size = torch.stack([one - none, other - none]).abs().amax()
-            self._affine = bool((both - one - other + none).abs().amax() <= 1e-4 * size) and math.isfinite(size.item())
+            _AFFINE[self.cut] = bool((both - one - other + none).abs().amax() <= 1e-4 * size) and math.isfinite(
+                size.item()
+            )
             self.passes.tail = before  # a property of the model, not of this picture
-        return self._affine
+        return _AFFINE[self.cut]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.amp is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -68,12 +68,12 @@ class Explainer:
         request, kept = self._request(target, img, pictures)
         for name, why in skipped.items():
             warnings.warn(f'`img` "{name}" cannot be read and is skipped: {why}', stacklevel=3)
-        rows = [picture for i, _ in request.rows for picture in [kept[i]]]
+        rows = [kept[i] for i, _ in request.rows]
         parts: dict[str, list[Tensor]] = {k: [] for k in ("saliency", "raw", "target", "before", "after")}
         passes, seconds = Passes(), 0.0
-        with self._anatomy(preprocess, kept, len(rows)) as anatomy:
+        with self._anatomy(preprocess, rows) as anatomy:
             for chunk in _chunks(len(rows), self._batch_size):
-                pixels = torch.stack([p.pixels for p in rows[chunk]]).to(anatomy.device)
+                pixels = _stack(rows[chunk], anatomy)
                 start = time.perf_counter()
                 raw, saliency, before, target_rows = self._maps(anatomy, pixels, request, chunk)
                 seconds += time.perf_counter() - start
@@ -106,34 +106,43 @@ class Explainer:
 
     def maps(self, x: Any, target: Any = None) -> Tensor:
         """The maps alone, (N, H, W) in [0, 1] on the model's device: one forward pass less than a full explanation."""
-        preprocess = Preprocess(self.model)
-        pictures, skipped = load(x, preprocess)
-        if skipped:
-            raise ValueError(f"`x` holds what cannot be read: {', '.join(skipped)}")
-        request, kept = self._request(target, x, pictures)
+        preprocess, kept = self._load(x)
+        request, _ = self._request(target, x, kept)
         rows = [kept[i] for i, _ in request.rows]
-        found = []
-        with self._anatomy(preprocess, kept, len(rows)) as anatomy:
-            for chunk in _chunks(len(rows), self._batch_size):
-                pixels = torch.stack([p.pixels for p in rows[chunk]]).to(anatomy.device)
-                found.append(self._maps(anatomy, pixels, request, chunk)[1])
-        return torch.cat(found)
+        with self._anatomy(preprocess, rows) as anatomy:
+            return torch.cat(
+                [
+                    self._maps(anatomy, _stack(rows[chunk], anatomy), request, chunk)[1]
+                    for chunk in _chunks(len(rows), self._batch_size)
+                ]
+            )
 
     def features(self, x: Any) -> Tensor:
         """A, the explained layer's output on the picture's grid, (B, C, h, w), for pictures as in `explain`."""
+        preprocess, kept = self._load(x)
+        with self._anatomy(preprocess, kept) as anatomy:
+            chunks = _chunks(len(kept), self._batch_size)
+            return torch.cat([anatomy.split(_stack(kept[chunk], anatomy)).maps.detach() for chunk in chunks])
+
+    @contextmanager
+    def anatomy(self, x: Any) -> Iterator[tuple[Anatomy, Tensor]]:
+        """The cut model, restored after the block, and the pictures' pixels (B, channels, H, W) in [0, 1].
+
+        For research: what methods are written with, see `interp_zoo.explain.anatomy`.
+        """
+        preprocess, kept = self._load(x)
+        with self._anatomy(preprocess, kept) as anatomy:
+            yield anatomy, _stack(kept, anatomy)
+
+    def _load(self, x: Any) -> tuple[Preprocess, list[Picture]]:
+        """Pictures that must all be readable."""
         preprocess = Preprocess(self.model)
         pictures, skipped = load(x, preprocess)
         if skipped:
             raise ValueError(f"`x` holds what cannot be read: {', '.join(skipped)}")
-        kept = [p for p in pictures if p is not None]
-        found = []
-        with self._anatomy(preprocess, kept, len(kept)) as anatomy:
-            for chunk in _chunks(len(kept), self._batch_size):
-                pixels = torch.stack([p.pixels for p in kept[chunk]]).to(anatomy.device)
-                found.append(anatomy.split(pixels).maps.detach())
-        return torch.cat(found)
+        return preprocess, [p for p in pictures if p is not None]
 
-    def _request(self, target: Any, img: Any, pictures: list[Picture | None]) -> tuple[Request, list[Picture]]:
+    def _request(self, target: Any, img: Any, pictures: Sequence[Picture | None]) -> tuple[Request, list[Picture]]:
         """The targets of the pictures that could be read, and these pictures."""
         labels = Labels(self.model)
         request = Request(target, pictures=len(pictures), single=not is_many(img), labels=labels)
@@ -142,15 +151,15 @@ class Explainer:
         return request, [p for p in pictures if p is not None]
 
     @contextmanager
-    def _anatomy(self, preprocess: Preprocess, pictures: list[Picture], rows: int) -> Iterator[Anatomy]:
+    def _anatomy(self, preprocess: Preprocess, rows: list[Picture]) -> Iterator[Anatomy]:
         """The model, cut for pictures like these, and restored afterwards."""
-        shapes = {tuple(p.pixels.shape) for p in pictures}
+        shapes = {tuple(p.pixels.shape) for p in rows}
         if len(shapes) > 1:
             raise ValueError(f"`img` holds tensors of different shapes {sorted(shapes)}: explain them one by one")
         channels, height, width = next(iter(shapes))
         with torch.inference_mode(False), untouched(self.model):
             cut = find_cut(self.model, (channels, height, width), self._layer)
-            with progress_bar(self._progress, f"{self.method}, {rows} map{'s' * (rows != 1)}") as tick:
+            with progress_bar(self._progress, f"{self.method}, {len(rows)} map{'s' * (len(rows) != 1)}") as tick:
                 amp = _AMP[self._amp] if self._amp else None
                 yield Anatomy(self.model, cut, preprocess.mean, preprocess.std, self._batch_size, amp=amp, tick=tick)
 
@@ -264,6 +273,10 @@ def _model(model: nn.Module | str, device: str | torch.device | None) -> nn.Modu
             "`model` was made under torch.inference_mode, which forbids gradients for good: make it outside"
         )
     return model
+
+
+def _stack(pictures: list[Picture], anatomy: Anatomy) -> Tensor:
+    return torch.stack([p.pixels for p in pictures]).to(anatomy.device)
 
 
 def _chunks(total: int, size: int) -> list[slice]:

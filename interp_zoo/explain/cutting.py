@@ -33,9 +33,9 @@ WHOLE_HEAD = "forward_features"
 _MIN_SUPPORT = 0.5  # of the places act on the classifier
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cut:
-    """Where a network is cut.
+    """Where a network is cut. Compared by identity: found anew when the network's structure changes.
 
     Attributes:
         name: the layer, as `model.get_submodule` takes it ("forward_features" where it is no layer's output).

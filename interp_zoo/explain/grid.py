@@ -1,7 +1,7 @@
 """Views of a layer's output as maps on the picture's grid.
 
-timm's networks hand their features on as (B, C, h, w), as (B, h, w, C), as (B, p + h * w, C) with p prefix tokens
-(class, distillation, registers) in front, or as (B, C, h * w). A `GridView` knows one such layout and goes both ways.
+timm's networks hand their features on as (B, C, h, w), as (B, h, w, C), or as (B, p + h * w, C) with p prefix tokens
+(class, distillation, registers) in front. A `GridView` knows one such layout and goes both ways.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Layout = Literal["NCHW", "NHWC", "NLC", "NCL"]
+Layout = Literal["NCHW", "NHWC", "NLC"]
 
 MAX_PREFIX_TOKENS = 5
 # How far the grid's aspect ratio may be from the picture's: padding and valid convolutions move it by a row or two.
@@ -36,8 +36,6 @@ class GridView:
             return tensor
         if self.layout == "NHWC":
             return tensor.permute(0, 3, 1, 2)
-        if self.layout == "NCL":
-            return tensor.reshape(*tensor.shape[:2], self.h, self.w)
         tokens = tensor[:, self.prefix :].transpose(1, 2)
         return tokens.reshape(*tokens.shape[:2], self.h, self.w)
 
@@ -51,8 +49,6 @@ class GridView:
             return maps.clone()
         if self.layout == "NHWC":
             return maps.permute(0, 2, 3, 1).clone()
-        if self.layout == "NCL":
-            return maps.flatten(2).clone()
         return torch.cat([tensor[:, : self.prefix], maps.flatten(2).transpose(1, 2)], 1)
 
 
@@ -108,13 +104,12 @@ def _find_4d(
 def _find_3d(
     shape: tuple[int, ...], size: tuple[int, int], known: set[tuple[int, int]], prefix: int | None
 ) -> GridView | None:
-    options: list[tuple[tuple[bool, bool, bool, int], GridView]] = []
-    for layout, length in (("NLC", shape[1]), ("NCL", shape[2])):
-        for p in range(min(MAX_PREFIX_TOKENS, length) + 1) if layout == "NLC" else (0,):
-            grid = _factor(length - p, size, known)
-            if grid is not None and (layout == "NLC" or grid in known):  # (B, 1, 256) is one token, not 16 x 16 places
-                rank = (grid not in known, p != prefix and prefix is not None, layout == "NCL", p)
-                options.append((rank, GridView("NLC" if layout == "NLC" else "NCL", *grid, p)))
+    options: list[tuple[tuple[bool, bool, int], GridView]] = []
+    for p in range(min(MAX_PREFIX_TOKENS, shape[1]) + 1):
+        grid = _factor(shape[1] - p, size, known)
+        if grid is not None:
+            rank = (grid not in known, p != prefix and prefix is not None, p)
+            options.append((rank, GridView("NLC", *grid, p)))
     return min(options, key=lambda o: o[0])[1] if options else None
 
 

@@ -33,8 +33,9 @@ def opticam(
     lr: float = 0.1,
     early_stop: bool = True,
 ) -> Tensor:
-    """S(u) = sum_k softmax(u)_k ReLU(A_k), with u maximising the score of the picture masked by n(up(S(u))).
+    """Optimises the maps' weights so that the picture, masked by their sum, scores best.
 
+    S(u) = sum_k softmax(u)_k ReLU(A_k), with u maximising the score of the picture masked by n(up(S(u))).
     Each picture is optimised by itself (Adam, u = 0.5 at first), stops by itself, and gives its best map, so that
     neighbours in the batch change nothing.
 

@@ -1,0 +1,251 @@
+"""Time explanations against bare forward passes and pytorch-grad-cam, and write the table of ratios.
+
+    python recipes/benchmark.py --output docs/benchmark.md
+
+Each row is a race of two, taken in turns (A B A B ...) in one process, so that whatever else slows the machine down
+slows down both; times are medians, with the fastest and the slowest. The network is untrained, with all weights and
+statistics drawn from a fixed seed: speed does not depend on their values. Before a race against pytorch-grad-cam, the
+maps are compared: rectified, upsampled and scaled to [0, 1] by each package, for the same classes at the same layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import datetime
+import io
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import pytorch_grad_cam
+import timm
+import torch
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from interp_zoo import Explainer
+
+SAME_MAPS = 1e-3  # the most that maps of two packages may differ to be called the same
+MASKED_AT_ONCE = 16  # pytorch-grad-cam's Score-CAM, and our default `batch_size`
+PEER = "grad-cam"
+HEADER = ("what", "ms", "against", "its ms", "ratio", "goal", "met", "maps differ by")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of several repetitions."""
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        """What is compared with another's."""
+        return statistics.median(self.seconds)
+
+    def __str__(self) -> str:
+        three = (self.median, min(self.seconds), max(self.seconds))
+        return "{} ({} to {})".format(*(f"{1000 * s:.{0 if s >= 0.1 else 1}f}" for s in three))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One race.
+
+    Attributes:
+        what: what we do.
+        ours: our times.
+        against: what we are compared with.
+        base: its times.
+        kind: what the ratio says: "x its time" (ours by its, small is good), "x as fast" (its by ours), or "s more".
+        goal: the most, or for "x as fast" the least, that is wanted; None for rows that only inform.
+        difference: the largest difference of two values of the maps, both in [0, 1]; None without a peer.
+    """
+
+    what: str
+    ours: Times
+    against: str
+    base: Times
+    kind: Literal["x its time", "x as fast", "s more"] = "x its time"
+    goal: float | None = None
+    difference: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """Ours against the base, as `kind` says."""
+        if self.kind == "s more":
+            return self.ours.median - self.base.median
+        quotient = self.ours.median / self.base.median
+        return 1 / quotient if self.kind == "x as fast" else quotient
+
+    def cells(self) -> tuple[str, ...]:
+        """The row of the table, see `HEADER`."""
+        times = (self.what, str(self.ours), self.against, str(self.base), f"{self.ratio:.3g} {self.kind}")
+        difference = "" if self.difference is None else f"{self.difference:.1e}"
+        if self.goal is None:
+            return *times, "", "", difference
+        least = self.kind == "x as fast"
+        met = self.ratio >= self.goal if least else self.ratio <= self.goal
+        same = self.difference is None or self.difference <= SAME_MAPS
+        verdict = ("yes" if met else "no") if same else "other maps"
+        return *times, f"at {'least' if least else 'most'} {self.goal:g}", verdict, difference
+
+
+def race(first: Callable[[], object], second: Callable[[], object], repetitions: int) -> tuple[Times, Times]:
+    """Times two functions in turns."""
+    found: tuple[list[float], list[float]] = [], []
+    for _ in range(repetitions):
+        for function, seconds in zip((first, second), found, strict=True):
+            start = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - start)
+    return Times(found[0]), Times(found[1])
+
+
+def make_model(name: str, seed: int = 0) -> nn.Module:
+    """An untrained model in eval mode, none of whose weights or statistics is trivial."""
+    torch.manual_seed(seed)
+    model = timm.create_model(name).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d) and isinstance(module.running_var, Tensor):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+            elif isinstance(module, nn.Linear):
+                module.weight.normal_(0, 0.1)
+    return model
+
+
+class Peer:
+    """A method of pytorch-grad-cam, on a copy of the model of its own: its hooks stay on it."""
+
+    def __init__(self, name: str, model: nn.Module, layer: str) -> None:
+        model = copy.deepcopy(model)
+        self.name = name
+        self.cam = getattr(pytorch_grad_cam, name)(model, [model.get_submodule(layer)])
+
+    def __call__(self, x: Tensor, classes: list[int]) -> Tensor:
+        """Maps (B, H, W) in [0, 1]."""
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+            return torch.from_numpy(self.cam(x, [ClassifierOutputTarget(c) for c in classes]))
+
+    def race(
+        self, what: str, explainer: Explainer, x: Tensor, classes: list[int], repetitions: int, goal: float | None
+    ) -> Row:
+        """The same maps from both, first compared, then timed."""
+        difference = (explainer.maps(x, classes) - self(x, classes)).abs().max().item()
+        ours, base = race(lambda: explainer.maps(x, classes), lambda: self(x, classes), repetitions)
+        return Row(what, ours, f"{PEER}'s {self.name}", base, "x as fast", goal, difference)
+
+
+def forward(model: nn.Module, x: Tensor) -> Tensor:
+    """One bare forward pass."""
+    with torch.no_grad():
+        logits: Tensor = model(x)
+        return logits
+
+
+def race_gradcam(model: nn.Module, x: Tensor, classes: list[int], layer: str, repetitions: int) -> Iterator[Row]:
+    """Grad-CAM of a batch, against the peer and against one forward pass."""
+    explainer, what = Explainer(model, "gradcam"), f"Grad-CAM, {len(x)} pictures"
+    yield Peer("GradCAM", model, layer).race(what, explainer, x, classes, repetitions, goal=3)
+    ours, base = race(lambda: explainer.maps(x, classes), lambda: forward(model, x), repetitions)
+    yield Row(what, ours, "one forward pass", base, goal=1.15)
+    ours, base = race(lambda: explainer(x, classes), lambda: forward(model, x), repetitions)
+    yield Row(f"{what}, and them masked", ours, "one forward pass", base)
+
+
+def race_masks(model: nn.Module, x: Tensor, classes: list[int], layer: str, repetitions: int) -> Iterator[Row]:
+    """Ablation-CAM and Score-CAM, against the peer, whose way of laying masks on is taken, and bare forward passes."""
+    explainer = Explainer(model, "ablationcam")
+    peer = Peer("AblationCAM", model, layer)
+    yield peer.race("Ablation-CAM, 1 picture", explainer, x, classes, repetitions, goal=200)
+    explainer = Explainer(model, "scorecam", batch_size=MASKED_AT_ONCE, mask_space="normalised", align_corners=True)
+    what = "Score-CAM, 1 picture"
+    yield Peer("ScoreCAM", model, layer).race(what, explainer, x, classes, repetitions, goal=None)
+    channels = explainer.features(x).shape[1]
+    sizes = [min(MASKED_AT_ONCE, channels - start) for start in range(0, channels, MASKED_AT_ONCE)]
+    pictures = x.repeat(MASKED_AT_ONCE, 1, 1, 1)
+    ours, base = race(
+        lambda: explainer.maps(x, classes), lambda: [forward(model, pictures[:n]) for n in sizes], repetitions
+    )
+    yield Row(what, ours, f"passes of {channels} masked pictures", base, goal=1.1)
+
+
+def race_import(processes: int) -> Row:
+    """What importing the package adds to importing timm, each time in a fresh process."""
+
+    def run(module: str) -> Callable[[], object]:
+        return lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+
+    ours, base = race(run("interp_zoo"), run("timm"), processes)
+    return Row("import interp_zoo", ours, "import timm", base, "s more", 0.3)
+
+
+def conditions(args: argparse.Namespace) -> list[str]:
+    """What one must know to run it again."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("interp_zoo", "torch", "timm", PEER))
+    today = datetime.date.today().isoformat()
+    return [
+        f"Command: `{' '.join(['python recipes/benchmark.py', *sys.argv[1:]])}`",
+        f"{args.model} at {args.size} x {args.size}, untrained; medians of {args.repetitions} repetitions in turns "
+        f"(imports: {args.processes} processes each), with the fastest and the slowest",
+        f"{packages}, Python {platform.python_version()}",
+        f"{args.threads} threads on a machine of {os.cpu_count()} CPUs, {today}",
+    ]
+
+
+def to_markdown(rows: list[Row], facts: list[str]) -> str:
+    """The page for the documentation."""
+    lines = [HEADER, ("---",) * len(HEADER), *(row.cells() for row in rows)]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "# Speed\n\n" + "\n".join(f"- {fact}" for fact in facts) + f"\n\n{table}\n"
+
+
+def main() -> None:
+    """Runs all races, prints the table and, with --output, writes it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="resnet18", help="a timm model, convolutional (resnet18)")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the pictures in pixels (224)")
+    parser.add_argument("--batch", type=int, default=8, help="pictures in Grad-CAM's batch (8)")
+    parser.add_argument("--repetitions", type=int, default=5, help="how often each of two is timed (5)")
+    parser.add_argument("--processes", type=int, default=7, help="how often each import is timed (7)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
+    parser.add_argument("--output", type=Path, help="a markdown file to write the table to")
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    model = make_model(args.model)
+    x = torch.randn(args.batch, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
+    classes = forward(model, x).argmax(1).tolist()
+    layer = Explainer(model, "gradcam")(x[:1]).layer
+
+    with Console(stderr=True).status("racing"):
+        rows = [race_import(args.processes)]
+        rows += race_gradcam(model, x, classes, layer, args.repetitions)
+        rows += race_masks(model, x[:1], classes[:1], layer, args.repetitions)
+    console, table = Console(), Table(*HEADER, box=box.SIMPLE)
+    for row in rows:
+        table.add_row(*row.cells())
+    console.print(table)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(to_markdown(rows, conditions(args)), encoding="utf-8")
+        console.print(f"written to {args.output}")
+
+
+if __name__ == "__main__":
+    main()

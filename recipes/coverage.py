@@ -1,0 +1,220 @@
+"""Explain the smallest model of each of timm's modules, check the explanation, and write the table.
+
+    python recipes/coverage.py --output docs/coverage.md
+
+Networks are untrained (no download), their weights drawn with a fixed seed. Weights that start at zero (some
+classifiers and last norms of blocks) get ones or noise, since a network that ignores its features has blank maps. The
+smallest model of a module is the one with the fewest parameters among those that run at 600 pixels or less, if any.
+
+- logits: the tail on the unchanged map gives the model's own logits;
+- map: Grad-CAM's raw map is finite and not constant, from one forward and one tail backward pass for each picture;
+- alone: a picture alone gives the map that it gives in a batch of two;
+- align: texture in a corner of the picture changes the features most in that corner, for all four corners;
+- trace: the model is as before, module by module: modes, attributes, hooks, parameters, buffers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import list_models, list_modules
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import interp_zoo
+
+MAX_PIXELS = 600
+CHECKS = ("logits", "map", "alone", "align", "trace")
+
+
+@dataclass
+class Row:
+    """One line of the table; checks are True, False, or None where they could not be made."""
+
+    module: str
+    model: str
+    cut: str = ""
+    shape: str = ""
+    passes: str = ""
+    seconds: float = 0.0
+    logits: bool | None = None
+    map: bool | None = None
+    alone: bool | None = None
+    align: bool | None = None
+    trace: bool | None = None
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(getattr(self, check) for check in CHECKS)
+
+
+def timm_modules() -> list[str]:
+    """The modules of timm's own models, without those that others (this package too) have registered."""
+    return [module for module in list_modules() if hasattr(timm.models, module)]
+
+
+def smallest(module: str) -> str:
+    """The module's model with the fewest parameters, of those that take pictures of a size that a CPU can do."""
+    sizes: list[tuple[bool, int, str]] = []
+    for name in list_models(module=module):
+        cfg = timm.models.get_pretrained_cfg(name)
+        pixels = max(cfg.input_size[1:]) if cfg is not None else 224
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                parameters = sum(p.numel() for p in timm.create_model(name).parameters())
+            except (RuntimeError, NotImplementedError):  # networks that compute constants while they are built
+                continue
+        sizes.append((pixels > MAX_PIXELS, parameters, name))
+    return min(sizes)[2] if sizes else list_models(module=module)[0]
+
+
+def build(name: str, **kwargs: Any) -> nn.Module:
+    """An untrained model in eval mode, none of whose weights are all zero."""
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(name, **kwargs).eval()
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and not bool(weight.any()):
+            if weight.ndim == 1:
+                nn.init.ones_(weight)
+            else:
+                nn.init.trunc_normal_(weight, std=0.02)
+    return model
+
+
+def pictures(model: Any, n: int = 2) -> Tensor:
+    """Smooth random pictures, as the model takes them, (n, channels, H, W)."""
+    channels, height, width = model.pretrained_cfg["input_size"]
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(n, channels, 8, 8, generator=generator)
+    return F.interpolate(coarse, size=(height, width), mode="bicubic")
+
+
+def check(row: Row, model: nn.Module) -> None:
+    """Fills the row's cells."""
+    x = pictures(model)
+    before = fingerprint(model)
+    explainer = interp_zoo.Explainer(model, "gradcam")
+    explainer.maps(x[:1])  # finds the cut
+    start = time.perf_counter()
+    exp = explainer(x, target=[1, 2])
+    row.seconds = (time.perf_counter() - start) / len(x)
+    features = explainer.features(x)
+    row.cut, row.passes = exp.layer, f"{exp.cost.forward:g} + {exp.cost.backward:g}"
+    row.shape = " x ".join(map(str, features.shape[1:]))
+    row.map = bool(exp.raw.isfinite().all()) and bool((exp.raw.amax((1, 2)) > exp.raw.amin((1, 2))).all())
+    row.map &= (exp.cost.forward, exp.cost.backward) == (1, 1)
+    alone = explainer(x[1:], target=2)
+    row.alone = bool(torch.allclose(alone.raw[0], exp.raw[1], rtol=1e-3, atol=1e-3 * exp.raw[1].abs().max().item()))
+    row.logits = tail_is_the_model(explainer, x)
+    row.align, row.note = alignment(explainer, x)
+    row.trace = fingerprint(model) == before
+
+
+def tail_is_the_model(explainer: interp_zoo.Explainer, x: Tensor) -> bool:
+    """Whether the tail, on each picture's own features twice, gives the model's own logits."""
+    with explainer.anatomy(x) as (anatomy, pixels):
+        split = anatomy.split(pixels)
+        with torch.no_grad():
+            want = explainer.model(x)
+            got = [anatomy.tail(pixels, i, split.maps.detach()[[i, i]]) for i in range(len(x))]
+    scale = want.abs().max().item()
+    return all(torch.allclose(g, w.expand_as(g), rtol=1e-3, atol=1e-3 * scale) for g, w in zip(got, want, strict=True))
+
+
+def alignment(explainer: interp_zoo.Explainer, x: Tensor) -> tuple[bool, str]:
+    """Whether texture in each corner changes the features most in that corner; else which corners failed."""
+    x = x[:1]
+    height, width = x.shape[2:]
+    h, w = height // 3, width // 3
+    noise = torch.randn(1, x.shape[1], h, w, generator=torch.Generator().manual_seed(1))
+    plain = explainer.features(x)
+    wrong = []
+    for corner, name in enumerate(("top left", "top right", "bottom left", "bottom right")):
+        rows, columns = slice(-h, None) if corner >= 2 else slice(h), slice(-w, None) if corner % 2 else slice(w)
+        changed = x.clone()
+        changed[:, :, rows, columns] += noise
+        change = (explainer.features(changed) - plain).abs().sum(1)
+        if int(F.adaptive_avg_pool2d(change, 2).argmax()) != corner:
+            wrong.append(name)
+    return not wrong, f"not in the {', '.join(wrong)} corner" if wrong else ""
+
+
+def fingerprint(model: nn.Module) -> list[Any]:
+    """All that a call could leave behind on a model."""
+    marks: list[Any] = []
+    for name, module in model.named_modules():
+        own = {k: id(v) for k, v in vars(module).items() if not isinstance(v, dict)}
+        dicts = {k: [(i, id(j)) for i, j in v.items()] for k, v in vars(module).items() if isinstance(v, dict)}
+        marks.append((name, module.training, own, dicts))
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    marks += [(k, t.requires_grad, t.grad is None, t._version, t.dtype, t.device) for k, t in tensors]
+    return marks
+
+
+def cell(value: Any) -> str:
+    """A table cell."""
+    if isinstance(value, bool) or value is None:
+        return {True: "pass", False: "**fail**", None: ""}[value]
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def table(rows: list[Row], command: str) -> str:
+    """The report in Markdown."""
+    passed = {name: sum(bool(getattr(row, name)) for row in rows) for name in CHECKS}
+    counts = ", ".join(f"{name} {n}" for name, n in passed.items())
+    names = [f.name for f in fields(Row)]
+    lines = [
+        "# Coverage of timm",
+        "",
+        f"Written by `{command}` with timm {timm.__version__} and torch {torch.__version__.partition('+')[0]}: the "
+        f"smallest model of each module, untrained, no layer named. Of {len(rows)} modules "
+        f"{sum(row.passed for row in rows)} pass every check ({counts}).",
+        "",
+        "What is checked: see [recipes/coverage.py](../recipes/coverage.py). Passes: forward + tail backward for "
+        "a picture; seconds: for a picture by Grad-CAM on a CPU.",
+        "",
+        "| " + " | ".join(names) + " |",
+        "|" + "---|" * len(names),
+    ]
+    lines += ["| " + " | ".join(cell(getattr(row, name)) for name in names) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Explains, checks and writes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--modules", default="", help="comma-separated; all of timm's if empty")
+    parser.add_argument("--output", type=Path, default=Path("docs/coverage.md"), help="the table, in Markdown")
+    args = parser.parse_args()
+    known = timm_modules()
+    wanted = args.modules.split(",") if args.modules else known
+    if unknown := set(wanted) - set(known):
+        parser.error(f"--modules: timm has no {', '.join(sorted(unknown))}")
+    warnings.filterwarnings("ignore", message="map .* is blank")  # untrained networks speak against many a class
+    rows = []
+    for number, module in enumerate(wanted, 1):
+        row = Row(module, smallest(module))
+        try:
+            check(row, build(row.model))
+        except Exception as error:  # the table says what happened; the other modules go on
+            row.note = f"{type(error).__name__}: {error}"
+        rows.append(row)
+        print(f"{number}/{len(wanted)} {module}: {row.model} at {row.cut}, {'pass' if row.passed else row}", flush=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    command = "python recipes/coverage.py" + (f" --modules {args.modules}" if args.modules else "")
+    args.output.write_text(table(rows, command))
+
+
+if __name__ == "__main__":
+    main()

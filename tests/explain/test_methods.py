@@ -1,0 +1,236 @@
+"""Every method against its slow twin: the same map as the paper's formula gives in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from oracles import ORACLES, maps_and_gradients, masked, opticam_value, scaled, upsampled
+from torch import Tensor, nn
+
+import interp_zoo
+from interp_zoo.explain.methods import get_method
+
+# Where each tiny model is cut, two classes, of which the first one's score is above 0 and the second one's below, and
+# the pictures' size (a class token's twin reads squares only).
+LAYERS = {"tiny_cnn": "layer4", "tiny_vit": "blocks.4", "tiny_nonlinear": "norm_pre"}
+CLASSES = {"tiny_cnn": [2, 9], "tiny_vit": [3, 8], "tiny_nonlinear": [4, 8]}
+SIZES = {"tiny_cnn": (64, 96), "tiny_vit": (96, 96), "tiny_nonlinear": (64, 96)}
+MODELS = list(LAYERS)
+LINEAR_ONLY = "cam"
+
+# Compared in float64 alone: Opti-CAM's hundred steps carry rounding on, and HiResCAM before LayerNorm is little else.
+DOUBLE_ONLY = {("opticam", kind) for kind in MODELS} | {("hirescam", "tiny_vit")}
+
+# Options other than the defaults: all values of the words, both of the switches.
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("layercam", {"positive": False}),
+    ("reciprocam", {"score": "logit"}),
+    ("reciprocam", {"gaussian": False}),
+    ("scorecam", {"score": "probability"}),
+    ("scorecam", {"softmax": False}),
+    ("scorecam", {"score": "probability", "softmax": False, "align_corners": True}),
+    ("scorecam", {"mask_space": "normalised", "align_corners": True}),
+    ("opticam", {"objective": "probability", "iterations": 20}),
+    ("opticam", {"objective": "margin", "iterations": 20}),
+    ("opticam", {"objective": "difference", "iterations": 20}),
+    ("opticam", {"iterations": 25, "lr": 0.7}),
+    ("opticam", {"iterations": 7, "lr": 3.0, "early_stop": False}),
+]
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:map \d of the batch is blank:UserWarning")  # raw maps matter here
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """For small tensors a second thread costs more than it brings, and far more on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=MODELS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """The name of a tiny model's fixture."""
+    return str(request.param)
+
+
+@pytest.fixture
+def model(kind: str, request: pytest.FixtureRequest) -> nn.Module:
+    """That model."""
+    made = request.getfixturevalue(kind)
+    assert isinstance(made, nn.Module)
+    return made
+
+
+@pytest.fixture
+def pictures(kind: str, batch: Tensor) -> Tensor:
+    """Two normalised pictures, (2, 3, H, W)."""
+    height, width = SIZES[kind]
+    return batch[:2, :, :height, :width]
+
+
+def twins(name: str, kind: str, model: nn.Module, x: Tensor, **options: Any) -> Tensor:
+    """The twin's maps, (2, h, w), one picture and class after the other."""
+    double = copy.deepcopy(model).double()
+    pairs = zip(x.double().split(1), CLASSES[kind], strict=True)
+    return torch.stack([ORACLES[name](double, picture, c, LAYERS[kind], **options) for picture, c in pairs])
+
+
+def packages(name: str, kind: str, model: nn.Module, x: Tensor, **options: Any) -> Tensor:
+    """The package's maps, (2, h, w), in the type of `x`."""
+    exp = interp_zoo.Explainer(copy.deepcopy(model).to(x.dtype), name, **options)(x, target=CLASSES[kind])
+    assert exp.layer == LAYERS[kind]
+    assert exp.target.tolist() == CLASSES[kind]
+    return exp.raw.double()
+
+
+def assert_same_maps(got: Tensor, want: Tensor, *, tolerance: float = 1e-4) -> None:
+    """Equal, map by map, up to a part of the map's largest value."""
+    assert got.shape == want.shape
+    size = want.abs().amax((1, 2))
+    assert (size > 0).all(), "the test's maps must not be blank"
+    assert ((got - want).abs().amax((1, 2)) / size).max().item() <= tolerance
+
+
+def test_each_method_has_its_twin() -> None:
+    assert set(ORACLES) == set(interp_zoo.list_methods())
+
+
+def test_each_option_is_tried() -> None:
+    """Each option of each method stands in OPTIONS with another value than its default."""
+    for name in interp_zoo.list_methods():
+        for option, default in get_method(name).options.items():
+            tried = [options[option] for method, options in OPTIONS if method == name and option in options]
+            assert any(value != default for value in tried), (name, option)
+    words = {options["objective"] for name, options in OPTIONS if "objective" in options}
+    assert words == {"probability", "margin", "difference"}  # and "logit", the default
+
+
+def test_scores_of_both_signs(kind: str, model: nn.Module, pictures: Tensor) -> None:
+    """The classes under test score above and below 0, which turns Ablation-CAM's weights."""
+    with torch.no_grad():
+        scores = model(pictures).gather(1, torch.tensor(CLASSES[kind])[:, None])[:, 0]
+    assert scores[0] > 0.1
+    assert scores[1] < -0.1
+
+
+@pytest.mark.parametrize("name", interp_zoo.list_methods())
+def test_equals_its_twin(name: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
+    if name == LINEAR_ONLY and kind != "tiny_cnn":
+        with pytest.raises(ValueError, match=f'`method` "cam" needs .* "{LAYERS[kind]}", .* use "gradcam"'):
+            interp_zoo.Explainer(model, name)(pictures)
+        return
+    want = twins(name, kind, model, pictures)
+    got = packages(name, kind, model, pictures.double())
+    if name == "eigencam":
+        want = want * (got * want).sum((1, 2), keepdim=True).sign()
+    if name == "fakecam":
+        assert got.shape[1:] == pictures.shape[2:]
+    assert_same_maps(got, want, tolerance=1e-6)
+    if (name, kind) not in DOUBLE_ONLY:
+        assert_same_maps(packages(name, kind, model, pictures), want)
+
+
+def test_hirescam_before_layernorm_is_rounding(tiny_vit: nn.Module, batch: Tensor) -> None:
+    """LayerNorm drops a token's size, so that G is at right angles to A at each place: why DOUBLE_ONLY names it."""
+    a, g = maps_and_gradients(tiny_vit.double(), batch[:1].double(), 3, "blocks.4")
+    terms = g * a
+    assert terms.sum(0).abs().max() < 1e-5 * terms.abs().sum(0).max()
+
+
+@pytest.mark.parametrize("kind", ["tiny_cnn", "tiny_vit"], indirect=True)
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_options_equal_their_twins(
+    name: str, options: dict[str, Any], kind: str, model: nn.Module, pictures: Tensor
+) -> None:
+    want = twins(name, kind, model, pictures, **options)
+    assert_same_maps(packages(name, kind, model, pictures.double(), **options), want, tolerance=1e-6)
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_options_act(name: str, options: dict[str, Any], tiny_vit: nn.Module, batch: Tensor) -> None:
+    """No option is without effect on these pictures, so that the twins above can tell."""
+    steps: dict[str, Any] = {"iterations": 20} if name == "opticam" else {}
+    x = batch[:2, :, :96, :96]
+    default, other = (
+        interp_zoo.Explainer(tiny_vit, name, **chosen)(x, target=CLASSES["tiny_vit"]).raw
+        for chosen in (steps, steps | options)
+    )
+    assert (default - other).abs().max() > 1e-3 * default.abs().max()
+
+
+@pytest.mark.parametrize("name", sorted(set(interp_zoo.list_methods()) - {LINEAR_ONLY}))
+def test_function_of_the_logits_as_target(name: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
+    """A function that gives a class' logit is explained as the class is (Ablation-CAM then runs the tail)."""
+    c = CLASSES[kind][0]
+    steps: dict[str, dict[str, Any]] = {"opticam": {"iterations": 5}, "reciprocam": {"score": "logit"}}
+    explainer = interp_zoo.Explainer(model.double(), name, **steps.get(name, {}))
+    x = pictures[:1].double()
+    by_class, by_function = explainer(x, target=c), explainer(x, target=lambda logits: logits[:, c])
+    assert by_function.target.tolist() == [-1]
+    assert_same_maps(by_function.raw, by_class.raw)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "match"),
+    [
+        ("opticam", {"objective": "loss"}, '`objective` is "loss", but must be one of logit, probability, margin'),
+        ("opticam", {"iterations": 0}, "`iterations` is 0, but must be at least 1"),
+        ("scorecam", {"score": "loss"}, '`score` is "loss", but must be "logit" or "probability"'),
+        ("scorecam", {"mask_space": "raw"}, '`mask_space` is "raw", but must be "pixels" or "normalised"'),
+        ("reciprocam", {"score": "loss"}, '`score` is "loss", but must be "logit" or "probability"'),
+    ],
+)
+def test_wrong_values_of_options(
+    name: str, options: dict[str, Any], match: str, tiny_vit: nn.Module, batch: Tensor
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        interp_zoo.Explainer(tiny_vit, name, **options)(batch[:1, :, :96, :96])
+
+
+@pytest.mark.parametrize("objective", ["probability", "margin"])
+def test_opticam_needs_a_class_for(objective: str, tiny_vit: nn.Module, batch: Tensor) -> None:
+    explainer = interp_zoo.Explainer(tiny_vit, "opticam", objective=objective)
+    with pytest.raises(ValueError, match=f'`objective` "{objective}" needs a class as target'):
+        explainer(batch[:1, :, :96, :96], target=lambda logits: logits[:, 0])
+
+
+@pytest.mark.parametrize("objective", ["logit", "probability", "margin", "difference"])
+def test_opticam_never_ends_below_its_start(objective: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
+    """What is maximised is at least what the mean map gives, also where each step leaps far too wide."""
+    explainer = interp_zoo.Explainer(model, "opticam", objective=objective, iterations=10, lr=30.0)
+    found = explainer(pictures, target=CLASSES[kind]).raw.double()
+    starts = explainer.features(pictures).double().relu().mean(1)
+    double = copy.deepcopy(model).double()
+    for x, c, first, last in zip(pictures.double().split(1), CLASSES[kind], starts, found, strict=True):
+        with torch.no_grad():
+            y = double(x)[0, c]
+            start, end = (
+                opticam_value(masked(double, x, scaled(upsampled(s, *SIZES[kind]))), c, y, objective)
+                for s in (first, last)
+            )
+        assert end >= start - 1e-6
+
+
+def test_linear_tail_makes_methods_agree(tiny_cnn: nn.Module, batch: Tensor) -> None:
+    """Behind average pooling and a linear classifier the gradient is the classifier's row at each place."""
+    maps = {}
+    for name in ("cam", "gradcam", "xgradcam", "hirescam"):
+        raw = interp_zoo.Explainer(tiny_cnn, name)(batch, target=[2, 3, 4]).raw
+        maps[name] = raw / raw.abs().amax((1, 2), keepdim=True)
+    assert len(maps) == 4
+    for name, found in maps.items():
+        torch.testing.assert_close(found, maps["cam"], rtol=0, atol=1e-5, msg=name)
+
+
+def test_cam_is_the_classifiers_row(tiny_cnn: nn.Module, batch: Tensor) -> None:
+    explainer = interp_zoo.Explainer(tiny_cnn, "cam")
+    weight = tiny_cnn.get_submodule("fc").weight
+    assert isinstance(weight, Tensor)
+    want = torch.einsum("bk,bkhw->bhw", weight.detach()[[2, 3, 9]], explainer.features(batch))
+    torch.testing.assert_close(explainer(batch, target=[2, 3, 9]).raw, want, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,316 @@
+"""Slow twins of the methods, in float64, written from the papers' formulas: one picture at a time, loops welcome.
+
+A twin knows nothing of the package. It gets a model in eval mode and float64, one normalised picture (1, 3, H, W), a
+class c and a layer's name, and returns the raw map (h, w): not rectified, not upsampled, not scaled. A stands for the
+layer's maps (C, h, w), G for the gradient of the logit of class c with respect to A, y for that logit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Oracle = Callable[..., Tensor]
+ORACLES: dict[str, Oracle] = {}
+
+
+def oracle(name: str) -> Callable[[Oracle], Oracle]:
+    """Makes the decorated function the twin of the method `name`."""
+
+    def add(function: Oracle) -> Oracle:
+        ORACLES[name] = function
+        return function
+
+    return add
+
+
+# --- the network, cut at a layer by a plain hook ---
+
+
+def as_maps(output: Tensor) -> Tensor:
+    """A layer's output for one picture as (C, h, w): (1, C, h, w), or a class token and a square of patch tokens."""
+    if output.ndim == 4:
+        return output[0]
+    patches = output[0, 1:]
+    side = round(len(patches) ** 0.5)
+    return patches.T.reshape(-1, side, side)
+
+
+def layer_output(model: nn.Module, x: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+    """The layer's whole output, in the graph, and the logits (classes,)."""
+    seen: list[Tensor] = []
+    handle = model.get_submodule(layer).register_forward_hook(lambda _m, _a, out: seen.append(out))
+    logits: Tensor = model(x)
+    handle.remove()
+    return seen[0], logits[0]
+
+
+def features(model: nn.Module, x: Tensor, layer: str) -> Tensor:
+    """A, detached."""
+    with torch.no_grad():
+        return as_maps(layer_output(model, x, layer)[0])
+
+
+def maps_and_gradients(model: nn.Module, x: Tensor, c: int, layer: str) -> tuple[Tensor, Tensor]:
+    """A and G, detached."""
+    output, logits = layer_output(model, x, layer)
+    (gradient,) = torch.autograd.grad(logits[c], output)
+    return as_maps(output).detach(), as_maps(gradient)
+
+
+def with_maps(model: nn.Module, x: Tensor, layer: str, maps: Tensor) -> Tensor:
+    """The logits (classes,) when the layer's maps are these; a class token stays what it is."""
+
+    def replace(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        if output.ndim == 4:
+            return maps[None]
+        return torch.cat([output[:, :1], maps.flatten(1).T[None]], 1)
+
+    handle = model.get_submodule(layer).register_forward_hook(replace)
+    with torch.no_grad():
+        logits: Tensor = model(x)
+    handle.remove()
+    return logits[0]
+
+
+def weighted(weights: Sequence[Tensor] | Tensor, a: Tensor) -> Tensor:
+    """sum_k w_k A_k."""
+    total = torch.zeros_like(a[0])
+    for w, channel in zip(weights, a, strict=True):
+        total = total + w * channel
+    return total
+
+
+# --- masks ---
+
+
+def line(old: int, new: int, *, align_corners: bool) -> Tensor:
+    """The matrix (new, old) of linear interpolation of `old` samples to `new`; edges are repeated."""
+    matrix = torch.zeros(new, old, dtype=torch.float64)
+    for i in range(new):
+        place = i * (old - 1) / (new - 1) if align_corners else (i + 0.5) * old / new - 0.5
+        place = min(max(place, 0.0), old - 1.0)
+        left = int(place)
+        right = min(left + 1, old - 1)
+        matrix[i, left] += 1 - (place - left)
+        matrix[i, right] += place - left
+    return matrix
+
+
+def upsampled(saliency: Tensor, height: int, width: int, *, align_corners: bool = False) -> Tensor:
+    """A map (h, w) as (height, width), bilinear."""
+    h, w = saliency.shape
+    rows = line(h, height, align_corners=align_corners)
+    columns = line(w, width, align_corners=align_corners)
+    return rows @ saliency @ columns.T
+
+
+def scaled(saliency: Tensor) -> Tensor:
+    """n: to [0, 1] by minimum and maximum, 0 where these are the same."""
+    low, high = saliency.min(), saliency.max()
+    if high == low:
+        return torch.zeros_like(saliency)
+    return (saliency - low) / (high - low)
+
+
+def masked(model: nn.Module, x: Tensor, mask: Tensor, *, normalised: bool = False) -> Tensor:
+    """The logits (classes,) of a picture under a mask (H, W), laid on pixels in [0, 1] or on the normalised picture."""
+    config: Any = model.pretrained_cfg
+    mean = torch.tensor(config["mean"], dtype=torch.float64)[:, None, None]
+    std = torch.tensor(config["std"], dtype=torch.float64)[:, None, None]
+    below = x * mask if normalised else ((x * std + mean) * mask - mean) / std
+    logits: Tensor = model(below)
+    return logits[0]
+
+
+# --- methods that take gradients at the layer ---
+
+
+@oracle("cam")
+def slow_cam(model: nn.Module, x: Tensor, c: int, layer: str) -> Tensor:
+    """w_k = the classifier's row of class c."""
+    classifier: Any = model
+    return weighted(classifier.get_classifier().weight[c].detach(), features(model, x, layer))
+
+
+@oracle("gradcam")
+def slow_gradcam(model: nn.Module, x: Tensor, c: int, layer: str) -> Tensor:
+    """w_k = mean_ij G_k."""
+    a, g = maps_and_gradients(model, x, c, layer)
+    return weighted([gk.mean() for gk in g], a)
+
+
+@oracle("gradcam_plusplus")
+def slow_gradcam_plusplus(model: nn.Module, x: Tensor, c: int, layer: str) -> Tensor:
+    """w_k = sum_ij alpha_k ReLU(G_k), alpha_k = G_k^2 / (2 G_k^2 + (sum_ab A_k) G_k^3 + 1e-6), 0 where G_k is 0."""
+    a, g = maps_and_gradients(model, x, c, layer)
+    weights = []
+    for ak, gk in zip(a, g, strict=True):
+        total = a.new_zeros(())
+        for gradient in gk.flatten():
+            if gradient > 0:  # elsewhere ReLU(G) is 0
+                total = total + gradient * gradient**2 / (2 * gradient**2 + ak.sum() * gradient**3 + 1e-6)
+        weights.append(total)
+    return weighted(weights, a)
+
+
+@oracle("xgradcam")
+def slow_xgradcam(model: nn.Module, x: Tensor, c: int, layer: str) -> Tensor:
+    """w_k = sum_ij G_k A_k / (sum_ij A_k + 1e-7)."""
+    a, g = maps_and_gradients(model, x, c, layer)
+    return weighted([(gk * ak).sum() / (ak.sum() + 1e-7) for ak, gk in zip(a, g, strict=True)], a)
+
+
+@oracle("layercam")
+def slow_layercam(model: nn.Module, x: Tensor, c: int, layer: str, *, positive: bool = True) -> Tensor:
+    """sum_k ReLU(G_k) A_k, place by place."""
+    a, g = maps_and_gradients(model, x, c, layer)
+    return weighted([gk.clamp_min(0) if positive else gk for gk in g], a)
+
+
+@oracle("hirescam")
+def slow_hirescam(model: nn.Module, x: Tensor, c: int, layer: str) -> Tensor:
+    """sum_k G_k A_k, place by place."""
+    a, g = maps_and_gradients(model, x, c, layer)
+    return weighted(list(g), a)
+
+
+# --- methods that take none ---
+
+
+@oracle("eigencam")
+def slow_eigencam(model: nn.Module, x: Tensor, c: int, layer: str) -> Tensor:
+    """The places' coordinates on the first principal axis of their C values, of either sign."""
+    a = features(model, x, layer)
+    places = a.flatten(1).T
+    centred = places - places.mean(0)
+    covariance = torch.zeros(len(a), len(a), dtype=torch.float64)
+    for place in centred:
+        covariance += torch.outer(place, place)
+    axis = torch.linalg.eigh(covariance).eigenvectors[:, -1]  # of the largest eigenvalue
+    saliency: Tensor = (centred @ axis).reshape(a.shape[1:])
+    return saliency
+
+
+@oracle("fakecam")
+def slow_fakecam(model: nn.Module, x: Tensor, c: int, layer: str) -> Tensor:
+    """1 everywhere but in the top left pixel, at the picture's size."""
+    return torch.tensor([[float((i, j) != (0, 0)) for j in range(x.shape[3])] for i in range(x.shape[2])]).double()
+
+
+@oracle("ablationcam")
+def slow_ablationcam(model: nn.Module, x: Tensor, c: int, layer: str) -> Tensor:
+    """w_k = (y - y with A_k = 0) / y."""
+    a = features(model, x, layer)
+    y = with_maps(model, x, layer, a)[c]
+    weights = []
+    for k in range(len(a)):
+        ablated = a.clone()
+        ablated[k] = 0
+        weights.append((y - with_maps(model, x, layer, ablated)[c]) / y)
+    return weighted(weights, a)
+
+
+@oracle("reciprocam")
+def slow_reciprocam(
+    model: nn.Module, x: Tensor, c: int, layer: str, *, score: str = "probability", gaussian: bool = True
+) -> Tensor:
+    """At (i, j), what class c scores with A under a 3 x 3 binomial window around (i, j), zero outside of it."""
+    a = features(model, x, layer)
+    h, w = a.shape[1:]
+    window = {-1: 0.25, 0: 0.5, 1: 0.25} if gaussian else {0: 1.0}
+    saliency = torch.zeros(h, w, dtype=torch.float64)
+    for i in range(h):
+        for j in range(w):
+            mask = torch.zeros(h, w, dtype=torch.float64)
+            for di, row in window.items():
+                for dj, column in window.items():
+                    if 0 <= i + di < h and 0 <= j + dj < w:
+                        mask[i + di, j + dj] = row * column
+            logits = with_maps(model, x, layer, a * mask)
+            saliency[i, j] = (logits.softmax(0) if score == "probability" else logits)[c]
+    return saliency
+
+
+# --- methods that mask the picture ---
+
+
+@oracle("scorecam")
+def slow_scorecam(
+    model: nn.Module,
+    x: Tensor,
+    c: int,
+    layer: str,
+    *,
+    score: str = "logit",
+    softmax: bool = True,
+    mask_space: str = "pixels",
+    align_corners: bool = False,
+) -> Tensor:
+    """w = softmax over k of what class c scores on the picture under n(up(A_k))."""
+    a = features(model, x, layer)
+    scores = []
+    for channel in a:
+        mask = scaled(upsampled(channel, x.shape[2], x.shape[3], align_corners=align_corners))
+        with torch.no_grad():
+            logits = masked(model, x, mask, normalised=mask_space == "normalised")
+        scores.append((logits.softmax(0) if score == "probability" else logits)[c])
+    if softmax:
+        total = torch.stack(scores).exp().sum()
+        scores = [s.exp() / total for s in scores]
+    return weighted(scores, a)
+
+
+@oracle("opticam")
+def slow_opticam(
+    model: nn.Module,
+    x: Tensor,
+    c: int,
+    layer: str,
+    *,
+    objective: str = "logit",
+    iterations: int = 100,
+    lr: float = 0.1,
+    early_stop: bool = True,
+) -> Tensor:
+    """S(u) = sum_k softmax(u)_k ReLU(A_k) with u = argmax of what class c scores on the picture under n(up(S(u))).
+
+    Adam from u = 0.5; at ten checks, the first at the start, a picture stops if it is worse than at the check before;
+    the best of all maps is kept.
+    """
+    with torch.no_grad():
+        output, logits = layer_output(model, x, layer)
+    a, y = as_maps(output).clamp_min(0), logits[c]
+    u = torch.full((len(a),), 0.5, dtype=torch.float64)
+    momentum, square = torch.zeros_like(u), torch.zeros_like(u)
+    best, best_value, last_check = torch.zeros_like(a[0]), -float("inf"), -float("inf")
+    for step in range(iterations):
+        u.requires_grad_()
+        saliency = weighted(u.exp() / u.exp().sum(), a)
+        value = opticam_value(masked(model, x, scaled(upsampled(saliency, x.shape[2], x.shape[3]))), c, y, objective)
+        (ascent,) = torch.autograd.grad(value, u)
+        if value.item() > best_value:
+            best, best_value = saliency.detach(), value.item()
+        if early_stop and step % max(1, iterations // 10) == 0:
+            if value.item() < last_check:
+                break
+            last_check = value.item()
+        momentum = 0.9 * momentum + 0.1 * ascent
+        square = 0.999 * square + 0.001 * ascent**2
+        first, second = momentum / (1 - 0.9 ** (step + 1)), square / (1 - 0.999 ** (step + 1))
+        u = (u + lr * first / (second.sqrt() + 1e-8)).detach()
+    return best
+
+
+def opticam_value(logits: Tensor, c: int, y: Tensor, objective: str) -> Tensor:
+    """What Opti-CAM maximises, from the masked picture's logits (classes,) and the whole picture's score y."""
+    if objective == "probability":
+        return logits.exp()[c] / logits.exp().sum()
+    if objective == "margin":
+        return logits[c] - torch.stack([logit for i, logit in enumerate(logits) if i != c]).max()
+    if objective == "difference":
+        return (logits[c] - y).abs().neg()
+    return logits[c]
