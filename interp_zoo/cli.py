@@ -19,6 +19,7 @@ from torch import nn
 from interp_zoo.explain import Explainer, Explanation, compare as compare_methods
 from interp_zoo.explain.methods import get_method, list_methods
 from interp_zoo.models import create, list_models
+from interp_zoo.models.loading import place
 
 T = TypeVar("T")
 
@@ -120,6 +121,7 @@ def methods(markdown: Annotated[bool, typer.Option("--markdown", help="Print the
         typer.echo(methods_table())
         return
     table = Table("method", "what it does", "cost of a map", "needs", "paper")
+    table.columns[0].min_width = max(map(len, list_methods()))
     for name in list_methods():
         m = get_method(name)
         also = f"\n(also {', '.join(m.aliases)})" if m.aliases else ""
@@ -153,7 +155,7 @@ def _summary(name: str) -> str:
 
 
 def _model(name: str, checkpoint: Path | None, device: str | None) -> nn.Module:
-    return create(name, checkpoint=checkpoint).to(device or "cpu")
+    return place(create(name, checkpoint=checkpoint), device)
 
 
 def _inputs(pictures: list[str] | None, target: list[str] | None) -> tuple[Any, Any]:

@@ -3,8 +3,9 @@
     python recipes/coverage.py --output docs/coverage.md
 
 Networks are untrained (no download), their weights drawn with a fixed seed. Weights that start at zero (some
-classifiers and last norms of blocks) get ones or noise, since a network that ignores its features has blank maps. The
-smallest model of a module is the one with the fewest parameters among those that run at 600 pixels or less, if any.
+classifiers and last norms of blocks) get ones or noise, and BatchNorm gets the statistics of four random pictures: no
+explanation can show what the weights suppress. The smallest model of a module is the one with the fewest parameters
+among those that run at 600 pixels or less, if any. For each model:
 
 - logits: the tail on the unchanged map gives the model's own logits;
 - map: Grad-CAM's raw map is finite and not constant, from one forward and one tail backward pass for each picture;
@@ -79,7 +80,7 @@ def smallest(module: str) -> str:
 
 
 def build(name: str, **kwargs: Any) -> nn.Module:
-    """An untrained model in eval mode, none of whose weights are all zero."""
+    """An untrained model in eval mode that lets signals through: no weights all zero, BatchNorm with statistics."""
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(name, **kwargs).eval()
     for module in model.modules():
@@ -89,7 +90,14 @@ def build(name: str, **kwargs: Any) -> nn.Module:
                 nn.init.ones_(weight)
             else:
                 nn.init.trunc_normal_(weight, std=0.02)
-    return model
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0  # one batch tells it all
+    if norms:
+        with torch.no_grad():
+            model(pictures(model, 4))
+    return model.eval()
 
 
 def pictures(model: Any, n: int = 2) -> Tensor:

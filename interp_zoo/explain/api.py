@@ -21,7 +21,7 @@ from interp_zoo.explain.methods import get_method
 from interp_zoo.explain.progress import progress_bar
 from interp_zoo.explain.targets import Request
 from interp_zoo.explain.untouched import untouched
-from interp_zoo.models.loading import create
+from interp_zoo.models.loading import create, place
 
 Amp = Literal["bf16", "fp16"]
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -171,7 +171,9 @@ class Explainer:
         split = anatomy.split(pixels)
         target = request.resolve(split.logits, chunk)
         raw = self._method.function(anatomy, pixels, target, **self._options).detach()
-        saliency = finish(raw, (pixels.shape[2], pixels.shape[3]))
+        if target.function is None:  # logits that are not finite explain nothing, whatever the method makes of them
+            raw = raw.masked_fill(~split.logits.detach().isfinite().all(1)[:, None, None], torch.nan)
+        saliency = finish(raw, (pixels.shape[2], pixels.shape[3]), first=chunk.start)
         with torch.no_grad():
             before = target.probability(split.logits.detach())
         anatomy.forget()
@@ -231,7 +233,7 @@ def explain(
     return explainer(img, target)
 
 
-def finish(raw: Tensor, size: tuple[int, int]) -> Tensor:
+def finish(raw: Tensor, size: tuple[int, int], first: int = 0) -> Tensor:
     """What every method's map goes through: rectify, upsample to (H, W), scale to [0, 1]. Constant maps become zeros.
 
     Args:
@@ -252,19 +254,19 @@ def finish(raw: Tensor, size: tuple[int, int]) -> Tensor:
             why = "the method gave no value above 0 (nothing speaks for this target at this layer)"
         else:
             why = "it is constant after rectifying"
-        warnings.warn(f"map {i} of the batch is blank (all zeros): {why}", stacklevel=4)
+        warnings.warn(f"map {first + i} of the batch is blank (all zeros): {why}", stacklevel=4)
     return saliency
 
 
 def _model(model: nn.Module | str, device: str | torch.device | None) -> nn.Module:
     if isinstance(model, str):
-        return create(model).to(device or "cpu")
+        return place(create(model), device)
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch module or a timm model's name, not {type(model).__name__}")
     while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
         model = inner  # out of torch.compile, DataParallel, DistributedDataParallel
     parameter = next(model.parameters(), None)
-    if parameter is not None and device is not None and torch.device(device).type != parameter.device.type:
+    if parameter is not None and device is not None and str(device).partition(":")[0] != parameter.device.type:
         raise ValueError(
             f"`device` is {device}, but the model is on {parameter.device}: move it with model.to(...) first"
         )

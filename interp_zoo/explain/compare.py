@@ -14,7 +14,7 @@ from interp_zoo.explain.api import Explainer
 from interp_zoo.explain.explanation import Explanation
 from interp_zoo.explain.methods import get_method, list_methods
 from interp_zoo.metrics.functional import average_drop, average_gain
-from interp_zoo.models.loading import create
+from interp_zoo.models.loading import create, place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,7 +93,7 @@ def compare(
     if not names:
         raise ValueError("`methods` is empty: name at least one, or None for all")
     if isinstance(model, str):
-        model = create(model).to(arguments.pop("device", None) or "cpu")
+        model = place(create(model), arguments.pop("device", None))
     explanations: dict[str, Explanation] = {}
     left_out: dict[str, str] = {}
     for name in dict.fromkeys(names):

@@ -14,6 +14,7 @@ how many of their places the classifier's input has a gradient. The cut is
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from interp_zoo.explain.branches import Branches, Path, map_tensors, tensors
 from interp_zoo.explain.grid import GridView, find_view
 from interp_zoo.explain.replay import Call, Recorder, finished_before, hook
-from interp_zoo.explain.targets import nearest
+from interp_zoo.words import nearest
 
 WHOLE_HEAD = "forward_features"
 _MIN_SUPPORT = 0.5  # of the places act on the classifier
@@ -216,6 +217,8 @@ class CutFinder:
     def _acting(self, candidates: list[_Candidate], objective: Tensor) -> list[_Candidate]:
         """The candidates, with those of their branches that act on the classifier at half of their places or more."""
         wanted = {id(t): t for c in candidates for _, t in tensors(c.output) if t.requires_grad}
+        if not wanted or not objective.requires_grad:
+            return []
         gradients = dict(
             zip(wanted, torch.autograd.grad(objective, list(wanted.values()), allow_unused=True), strict=True)
         )
@@ -305,8 +308,23 @@ def find_cut(model: nn.Module, shape: tuple[int, int, int], layer: str | nn.Modu
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(2, *shape, generator=generator).to(parameter.device, parameter.dtype)
         finder = CutFinder(model, x)
-        found[key] = finder.find() if layer is None else finder.at(layer)
+        _check_inputs(model)
+        try:
+            found[key] = finder.find() if layer is None else finder.at(layer)
+        except AssertionError as error:  # timm's networks check the size so
+            raise ValueError(f"`img` of {shape[1]} x {shape[2]} does not fit the model: {error}") from None
     return found[key]
+
+
+def _check_inputs(model: nn.Module) -> None:
+    parameters = inspect.signature(model.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind in kinds]
+    if len(needed) > 1:
+        raise ValueError(
+            f"`model` takes several inputs ({', '.join(needed)}), but only pictures are explained: wrap it so that it "
+            "takes the pictures alone"
+        )
 
 
 def _structure(model: nn.Module) -> int:

@@ -128,11 +128,11 @@ class Explanation:
         return render.overlay(picture.original, self.saliency[row], box)
 
     def _file(self, path: Path, row: int) -> Path:
-        if path.suffix:
+        if path.suffix and not path.is_dir():
             return path if len(self) == 1 else path.with_name(f"{path.stem}_{row}{path.suffix}")
-        stem = Path(self.name[row]).stem.replace(" ", "_") or "picture"
-        twice = [Path(n).stem for n in self.name].count(Path(self.name[row]).stem) > 1
-        return path / f"{stem}_{self.method}{f'_{row}' if twice else ''}.png"
+        stems = [Path(name).stem.replace(" ", "_") or "picture" for name in self.name]
+        number = f"_{row}" if stems.count(stems[row]) > 1 else ""
+        return path / f"{stems[row]}_{self.method}{number}.png"
 
     def _repr_png_(self) -> bytes:
         """Shows itself in a notebook: the overlays side by side (the first eight)."""

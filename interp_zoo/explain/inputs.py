@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import os
+import struct
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from torch import Tensor, nn
 from interp_zoo.explain.anatomy import model_dtype
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
+# What Pillow raises on files that are broken; its plugins are not of one mind.
+_PILLOW_RAISES = (ValueError, RuntimeError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+_Unreadable = (OSError, Image.DecompressionBombError, SyntaxError)
 _URL_TIMEOUT_S = 20
 _URL_LIMIT_BYTES = 64 * 2**20
 
@@ -93,8 +97,8 @@ class Preprocess:
             line = seen[seen.shape[0] // 2] if axis == 0 else seen[:, seen.shape[1] // 2]
             # Two places inside the picture, away from its edge, where resampling is linear, tell scale and offset.
             inside = np.flatnonzero((line > 0.25 * length) & (line < 0.75 * length))
-            if len(inside) < 2:
-                edges.append((0.0, float(length)))
+            if len(inside) < 2 or line[inside[0]] == line[inside[-1]]:
+                edges.append((0.0, float(length)))  # a line of pixels: all of it
                 continue
             first, last = int(inside[0]), int(inside[-1])
             scale = float(line[last] - line[first]) / (last - first)
@@ -131,7 +135,7 @@ def is_many(img: Any) -> bool:
         return not _is_url(str(img)) and os.path.isdir(img)
     if isinstance(img, Tensor | np.ndarray):
         return img.ndim == 4
-    return isinstance(img, Sequence)
+    return isinstance(img, Sequence) and not isinstance(img, bytes | bytearray)
 
 
 def load(img: Any, preprocess: Preprocess) -> tuple[list[Picture | None], dict[str, str]]:
@@ -150,14 +154,14 @@ def load(img: Any, preprocess: Preprocess) -> tuple[list[Picture | None], dict[s
     for number, part in enumerate(parts):
         try:
             pictures.append(_load_one(part, number, preprocess))
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        except _Unreadable as error:
             if len(parts) == 1 and isinstance(error, FileNotFoundError):
                 raise FileNotFoundError(f'`img` "{part}" does not exist: give a picture, a folder or a URL') from None
             pictures.append(None)
-            failed[str(part)] = _why(error)
-    if len(failed) == len(parts):
+            failed[_name(part, number)] = _why(error)
+    if not any(pictures):
         name, why = next(iter(failed.items()))
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        more = f" (and {len(parts) - 1} more)" if len(parts) > 1 else ""
         raise ValueError(f'`img` "{name}" cannot be read: {why}{more}')
     return pictures, failed
 
@@ -173,15 +177,17 @@ def _parts(img: Any) -> Sequence[Any]:
 
 
 def _no_picture(img: Any) -> str:
+    if isinstance(img, Sequence) and not isinstance(img, str) and img:
+        img = img[0]  # an empty folder in a list
     if isinstance(img, str | os.PathLike):
         return f'the folder "{img}" has no file that ends in {", ".join(EXTENSIONS)}'
     return "give at least one"
 
 
 def _load_one(part: Any, number: int, preprocess: Preprocess) -> Picture:
-    name = f"picture {number}"
+    name = _name(part, number)
     if isinstance(part, Tensor) and part.is_floating_point():
-        if part.ndim != 3:
+        if part.ndim != 3 or not part.numel():
             raise ValueError(
                 f"`img` {name} is a tensor of shape {tuple(part.shape)}, but must be (C, H, W) or (B, C, H, W)"
             )
@@ -191,28 +197,49 @@ def _load_one(part: Any, number: int, preprocess: Preprocess) -> Picture:
     if isinstance(part, np.ndarray):
         return preprocess.picture(_from_array(part, name), name)
     if isinstance(part, Image.Image):
-        return preprocess.picture(part, str(getattr(part, "filename", "") or name))
+        if not all(part.size):
+            raise ValueError(f"`img` {name} is an image of size {part.size}, without pixels")
+        return preprocess.picture(_decoded(part), name)
     if isinstance(part, str) and _is_url(part):
-        return preprocess.picture(_open(io.BytesIO(_download(part))), part)
+        return preprocess.picture(_open(io.BytesIO(_download(part))), name)
     if isinstance(part, str | os.PathLike):
-        return preprocess.picture(_open(part), os.fspath(part))
+        return preprocess.picture(_open(part), name)
     raise TypeError(
         "`img` must be a path, URL, PIL image, numpy array, tensor, folder or a list of these, "
         f"not {type(part).__name__}"
     )
 
 
+def _name(part: Any, number: int) -> str:
+    """A file's name, a URL, or "picture 3"."""
+    if isinstance(part, str | os.PathLike):
+        return os.fspath(part)
+    return str(getattr(part, "filename", "") or f"picture {number}")
+
+
 def _open(file: Any) -> Image.Image:
-    with Image.open(file) as image:
-        image.load()  # a truncated file fails here, not later
-        return image.copy()
+    try:
+        image = Image.open(file)
+    except _PILLOW_RAISES as error:
+        raise OSError(str(error)) from error
+    with image:
+        return _decoded(image).copy()
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    """The image with its pixels read: a truncated file fails here, not later."""
+    try:
+        image.load()
+    except _PILLOW_RAISES as error:
+        raise OSError(str(error)) from error
+    return image
 
 
 def _from_array(array: np.ndarray[Any, Any], name: str) -> Image.Image:
     """An RGB or grey array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): uint8, or float in [0, 1]."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
+    if not array.size or (array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4))):
         raise ValueError(f"`img` {name} is an array of shape {array.shape}, but must be (H, W) or (H, W, 3), RGB")
     if array.dtype == np.uint8:
         return Image.fromarray(np.ascontiguousarray(array))
@@ -241,14 +268,16 @@ def _is_url(text: str) -> bool:
 
 
 def _download(url: str) -> bytes:
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+    if not url.lower().startswith(("http://", "https://")):
         raise ValueError(f'`img` "{url}" is no http or https URL')
-    request = urllib.request.Request(url, headers={"User-Agent": "interp_zoo"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "interp_zoo"})
         with urllib.request.urlopen(request, timeout=_URL_TIMEOUT_S) as answer:
             data: bytes = answer.read(_URL_LIMIT_BYTES + 1)
     except urllib.error.URLError as error:
         raise OSError(f"no answer ({error.reason})") from None
+    except (http.client.HTTPException, ValueError) as error:
+        raise OSError(f"no answer ({error})") from None
     if len(data) > _URL_LIMIT_BYTES:
         raise OSError(f"larger than {_URL_LIMIT_BYTES // 2**20} MiB")
     return data

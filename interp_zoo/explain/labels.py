@@ -17,8 +17,7 @@ class Labels:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        classes = getattr(model, "num_classes", 0)
-        classes = classes if isinstance(classes, int) else 0
+        classes = _classes(model)
         self._names = _names(model, classes)
         self.classes = 2 if classes == 1 else classes  # one logit: no and yes
 
@@ -51,6 +50,14 @@ class Labels:
         near = ", ".join(f'"{n}" ({flat[n]})' for n in difflib.get_close_matches(word, list(flat), n=3, cutoff=0.5))
         hint = f"did you mean {near}?" if near else "give a class index"
         raise ValueError(f'`target` "{label}" is no class of this model: {hint}')
+
+
+def _classes(model: nn.Module) -> int:
+    """How many logits the model gives: its classifier's (which users replace), else what it says, else 0."""
+    get = getattr(model, "get_classifier", None)
+    out = getattr(get() if callable(get) else None, "out_features", None)
+    told = out if isinstance(out, int) else getattr(model, "num_classes", 0)
+    return told if isinstance(told, int) else 0
 
 
 def _names(model: nn.Module, classes: int) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -101,7 +101,7 @@ class Request:
                 raise ValueError(
                     f"`target` names no class for picture {picture}: give at least one, or None for the predicted one"
                 )
-            rows += [(picture, self._class(one)) for one in several]
+            rows += [(picture, PREDICTED if self.function else self._class(one)) for one in several]
         self.rows = rows
 
     def _spread(self, target: Any, pictures: int, single: bool) -> Sequence[Any]:
@@ -119,16 +119,18 @@ class Request:
         return target
 
     def _class(self, one: Any) -> int | str:
-        if one is None or callable(one) or one == PREDICTED:
+        if hasattr(one, "tolist"):
+            one = one.tolist()
+        if one is None:
             return PREDICTED
         if isinstance(one, str):
-            return LEAST_LIKELY if one == LEAST_LIKELY else self.labels.index(one)
+            return one if one in (PREDICTED, LEAST_LIKELY) else self.labels.index(one)
         if isinstance(one, bool) or not hasattr(one, "__index__"):
             raise TypeError(
-                "`target` must be a class index, a label, 'predicted', 'least_likely', a function of the logits "
-                f"or a list of these, not {type(one).__name__}"
+                "`target` must be a class index, a label, 'predicted', 'least_likely', a list of these, or one "
+                f"function of the logits for all pictures, not {type(one).__name__}"
             )
-        return self._in_range(int(one))
+        return self._in_range(operator.index(one))
 
     def _in_range(self, index: int) -> int:
         if self.labels.classes and not 0 <= index < self.labels.classes:
@@ -159,9 +161,3 @@ class Request:
         if self.function is not None:
             return [getattr(self.function, "__name__", type(self.function).__name__)] * len(index)
         return [self.labels.name(int(i)) for i in index]
-
-
-def nearest(word: str, known: Sequence[str], n: int = 3) -> str:
-    """' (did you mean ...?)' with the nearest known words, or '' if none is near."""
-    near = difflib.get_close_matches(word, known, n=n, cutoff=0.5)
-    return f" (did you mean {', '.join(near)}?)" if near else ""

@@ -45,8 +45,8 @@ def demo_efficientnet_lite0(pretrained: bool = False, **kwargs: Any) -> nn.Modul
     """
     cfg = kwargs.pop("pretrained_cfg", None)
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
-    if not cfg:
-        cfg = get_pretrained_cfg("demo_efficientnet_lite0")
+    if not cfg or isinstance(cfg, str):  # a str: the tag of "demo_efficientnet_lite0.in1k"
+        cfg = get_pretrained_cfg(f"demo_efficientnet_lite0.{cfg}" if cfg else "demo_efficientnet_lite0")
         if pretrained:
             overlay["state_dict"] = package_weights()
     model: nn.Module = model_entrypoint(_BASE)(

@@ -10,6 +10,8 @@ import torch
 from timm.models import is_model, list_models as _timm_models, split_model_name_tag
 from torch import nn
 
+from interp_zoo.words import nearest
+
 _OURS = "interp_zoo.models"
 
 
@@ -32,19 +34,44 @@ def create(name: str, *, checkpoint: str | Path | None = None) -> nn.Module:
         OSError: if the pretrained weights cannot be downloaded.
     """
     if ":" not in name and not is_model(split_model_name_tag(name)[0]):
-        from interp_zoo.explain.targets import nearest
-
         raise ValueError(
             f'`model` "{name}" is unknown to timm{nearest(name, _timm_models())}; timm.list_models() lists all'
         )
+    cfg = None if ":" in name else _cfg(name)
+    if checkpoint is None and cfg is not None and not cfg.has_weights and not _is_ours(name):
+        raise ValueError(f'`model` "{name}" has no pretrained weights in timm: give `checkpoint`, or a model instance')
     if checkpoint is None:
         return _pretrained(name).eval()
     return _from_checkpoint(name, Path(checkpoint)).eval()
 
 
+def _is_ours(name: str) -> bool:
+    return timm.models.model_entrypoint(split_model_name_tag(name)[0]).__module__.startswith(_OURS)
+
+
+def _cfg(name: str) -> Any:
+    """The pretrained_cfg of a name whose architecture exists, None if it has none."""
+    try:
+        return timm.models.get_pretrained_cfg(name)
+    except RuntimeError:
+        found = ", ".join(_timm_models(f"{split_model_name_tag(name)[0]}.*", pretrained=True)) or "none"
+        raise ValueError(f'`model` "{name}" has a tag that timm does not know; it has: {found}') from None
+
+
+def place(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    """Puts a model on a device, by default the CPU.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    try:
+        return model.to(device or "cpu")
+    except (RuntimeError, AssertionError) as error:  # unknown, or torch is built without it
+        why = str(error).strip().partition("\n")[0]
+        raise ValueError(f'`device` is "{device}", which torch cannot use: {why}') from None
+
+
 def _pretrained(name: str) -> nn.Module:
-    if ":" not in name and timm.models.get_pretrained_cfg(name) is None:
-        raise ValueError(f'`model` "{name}" has no pretrained weights in timm: give `checkpoint`, or a model instance')
     try:
         model: nn.Module = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:

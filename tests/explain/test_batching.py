@@ -155,7 +155,7 @@ def test_cost_of_an_early_stop(kind: str, model: nn.Module, pictures: Tensor) ->
 @pytest.mark.parametrize(("name", "kind"), PAIRS, indirect=["kind"])
 def test_neighbours_change_nothing(name: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
     """One picture alone and in a batch of three give the same map; in a batch in another order, too."""
-    found = explainer(name, model, iterations=20) if name == "opticam" else explainer(name, model)
+    found = explainer(name, model, iterations=12) if name == "opticam" else explainer(name, model)
     together = found(pictures, target=CLASSES[kind])
     turned = found(pictures.flip(0), target=CLASSES[kind][::-1])
     assert together.picture.tolist() == turned.picture.tolist() == [0, 1, 2]

@@ -38,6 +38,16 @@ def imagenet() -> nn.Module:
 
 
 @pytest.fixture
+def batch() -> Tensor:
+    """Three normalised pictures (3, 3, 160, 160) of which `tiny_cnn` thinks differently."""
+    generator = torch.Generator().manual_seed(4)
+    contrast = torch.tensor([0.2, 1.0, 4.0])[:, None, None, None]
+    return contrast * torch.randn(3, 3, 160, 160, generator=generator) + 3 * torch.randn(
+        3, 3, 1, 1, generator=generator
+    )
+
+
+@pytest.fixture
 def picture(batch: Tensor) -> Tensor:
     """One normalised picture (3, 160, 160)."""
     return batch[0]
@@ -53,10 +63,12 @@ def test_the_predicted_class_is_the_default(target: Any, tiny_cnn: nn.Module, ba
     exp = explained(tiny_cnn, batch, target)
     assert exp.target.dtype == torch.int64
     assert exp.target.tolist() == logits(tiny_cnn, batch).argmax(1).tolist()
+    assert len(exp.target.unique()) == 3, "one class for all pictures would tell nothing"
 
 
 def test_the_least_likely_class(tiny_cnn: nn.Module, batch: Tensor) -> None:
     want = logits(tiny_cnn, batch)
+    assert len(want.argmin(1).unique()) > 1
     assert explained(tiny_cnn, batch, "least_likely").target.tolist() == want.argmin(1).tolist()
     mixed = explained(tiny_cnn, batch, ["least_likely", 3, None])
     assert mixed.target.tolist() == [want.argmin(1)[0], 3, want.argmax(1)[2]]

@@ -55,6 +55,8 @@ def test_timms_contract(demo: nn.Module) -> None:
     assert isinstance(demo.get_submodule(cfg["first_conv"]), nn.Conv2d)
     assert demo.get_submodule(cfg["classifier"]) is demo.get_classifier()  # type: ignore[operator]
     assert cfg["architecture"] == NAME
+    base = timm.create_model("tf_efficientnet_lite0")  # the same weights in timm's own words
+    assert resolve_model_data_config(demo) == resolve_model_data_config(base)
     assert resolve_model_data_config(demo)["input_size"] == (3, 224, 224)
     config = timm.create_model(NAME).pretrained_cfg
     assert config["num_classes"] == 1000  # type: ignore[index]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from interp_zoo.explain.targets import nearest
+from interp_zoo.words import nearest
 
 # (anatomy, pixels, target, **options) -> maps (B, h, w), not yet rectified, upsampled or scaled
 MethodFunction = Callable[..., Tensor]

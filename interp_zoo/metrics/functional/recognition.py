@@ -23,7 +23,7 @@ def average_drop(before: Tensor, after: Tensor) -> Tensor:
 def average_increase(before: Tensor, after: Tensor) -> Tensor:
     """100 where the target's probability rises, else 0, (N,). High is good. Arguments as in `average_drop`."""
     _check(before, after)
-    return 100 * (after > before).to(before.dtype)
+    return 100 * (after > before).to(before.dtype).masked_fill(before.isnan() | after.isnan(), torch.nan)
 
 
 def average_gain(before: Tensor, after: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def average_gain(before: Tensor, after: Tensor) -> Tensor:
     Finite for p = 1, where nothing is missing and nothing can be gained. Arguments as in `average_drop`.
     """
     _check(before, after)
-    return 100 * (after - before).relu() / (1 - before).clamp_min(torch.finfo(before.dtype).eps)
+    return 100 * (after - before).relu() / (1 - before).clamp_min(torch.finfo(before.dtype).tiny)
 
 
 def _check(before: Tensor, after: Tensor) -> None:
