@@ -170,8 +170,7 @@ def race_gradcam(model: nn.Module, x: Tensor, classes: list[int], layer: str, re
 
 def race_masks(model: nn.Module, x: Tensor, classes: list[int], layer: str, repetitions: int) -> Iterator[Row]:
     """Ablation-CAM and Score-CAM, against the peer, whose way of laying masks on is taken, and bare forward passes."""
-    explainer = Explainer(model, "ablationcam")
-    peer = Peer("AblationCAM", model, layer)
+    explainer, peer = Explainer(model, "ablationcam"), Peer("AblationCAM", model, layer)
     yield peer.race("Ablation-CAM, 1 picture", explainer, x, classes, repetitions, goal=200)
     explainer = Explainer(model, "scorecam", batch_size=MASKED_AT_ONCE, mask_space="normalised", align_corners=True)
     what = "Score-CAM, 1 picture"
@@ -198,13 +197,12 @@ def race_import(processes: int) -> Row:
 def conditions(args: argparse.Namespace) -> list[str]:
     """What one must know to run it again."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("interp_zoo", "torch", "timm", PEER))
-    today = datetime.date.today().isoformat()
     return [
         f"Command: `{' '.join(['python recipes/benchmark.py', *sys.argv[1:]])}`",
         f"{args.model} at {args.size} x {args.size}, untrained; medians of {args.repetitions} repetitions in turns "
         f"(imports: {args.processes} processes each), with the fastest and the slowest",
         f"{packages}, Python {platform.python_version()}",
-        f"{args.threads} threads on a machine of {os.cpu_count()} CPUs, {today}",
+        f"{args.threads} threads on a machine of {os.cpu_count()} CPUs, {datetime.date.today()}",
     ]
 
 
