@@ -18,6 +18,7 @@ from torch import nn
 
 from interp_zoo.explain import Explainer, Explanation, compare as compare_methods
 from interp_zoo.explain.methods import get_method, list_methods
+from interp_zoo.explain.render import check_ending
 from interp_zoo.models import create, list_models
 from interp_zoo.models.loading import place
 
@@ -67,10 +68,10 @@ def explain(
     """Write a map over each picture, and print what it shows."""
 
     def run() -> Explanation:
-        explainer = Explainer(
-            _model(model, checkpoint, device), method, layer=layer, batch_size=batch_size, **_options(option)
-        )
-        return explainer(*_inputs(pictures, target))
+        img, wanted = _inputs(pictures, target)
+        check_ending(output)
+        made = _model(model, checkpoint, device)
+        return Explainer(made, method, layer=layer, batch_size=batch_size, **_options(option))(img, wanted)
 
     exp = _or_exit(run)
     files = _or_exit(lambda: exp.save(output))
@@ -124,9 +125,11 @@ def methods(markdown: Annotated[bool, typer.Option("--markdown", help="Print the
     table.columns[0].min_width = max(map(len, list_methods()))
     for name in list_methods():
         m = get_method(name)
+        options = ", ".join(f"{k}={v!r}" for k, v in m.options.items())
+        what = m.summary + (f"\noptions: {options}" if options else "")
         also = f"\n(also {', '.join(m.aliases)})" if m.aliases else ""
         table.add_row(
-            escape(m.name + also), escape(m.summary), escape(m.cost), escape(m.needs or "nothing"), escape(m.paper)
+            escape(m.name + also), escape(what), escape(m.cost), escape(m.needs or "nothing"), escape(m.paper)
         )
     out.print(table)
 
@@ -161,6 +164,8 @@ def _model(name: str, checkpoint: Path | None, device: str | None) -> nn.Module:
 def _inputs(pictures: list[str] | None, target: list[str] | None) -> tuple[Any, Any]:
     """What the user named, as `explain` takes it: one target for all pictures, or several for each."""
     img: Any = pictures if pictures else _demo_picture()
+    if len(img) == 1 and "://" not in img[0] and not Path(img[0]).exists():  # before a model is fetched
+        raise FileNotFoundError(f'`img` "{img[0]}" does not exist: give a picture, a folder or a URL')
     wanted = [int(t) if t.lstrip("-").isdigit() else t for t in target or []]
     if len(wanted) < 2:
         return img, wanted[0] if wanted else None

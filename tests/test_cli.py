@@ -157,7 +157,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["pic.png", "--checkpoint", "pic.png"], r'`checkpoint` "pic.png" is no safetensors file'),
     (["pic.png", "--batch-size", "0"], r"`batch_size` is 0"),
     (["pic.png", "--device", "tpu9"], r"`device`"),
-    (["pic.png", "--output", "out.xyz"], r"unknown file extension: \.xyz"),
+    (["pic.png", "--output", "out.xyz"], r"`path` \"out.xyz\" ends in .xyz"),
     (["gone.png"], r'`img` "gone.png" does not exist'),
     (["empty"], r"`img` holds no picture: the folder .*empty.* has no file that ends in"),
     (["file:///etc/hosts"], r"`img` .* is no http or https URL"),

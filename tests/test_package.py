@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 
 import interp_zoo
+from interp_zoo.cli import methods_table
 from interp_zoo.explain import list_methods
 
 PACKAGE = Path(inspect.getfile(interp_zoo)).parent
@@ -168,3 +169,7 @@ def test_no_file_is_longer_than_400_lines() -> None:
     assert len(files) >= 40
     lengths = {str(f.relative_to(ROOT)): len(f.read_text().splitlines()) for f in files}
     assert {name: n for name, n in lengths.items() if n > MOST_LINES} == {}
+
+
+def test_readme_lists_every_method() -> None:
+    assert methods_table() in (ROOT / "README.md").read_text()

@@ -130,13 +130,15 @@ class Anatomy:
         split = self.split(pixels)
         self.passes.tail += len(maps)
         batch, copies = len(split.maps), len(maps)
-        output = repeat(split.output, picture=picture, batch=batch, copies=copies)
+        batched = self.cut.batched
+        places = {path for layer, call, path in batched if (layer, call) == (self.cut.name, self.cut.index)}
+        output = repeat(split.output, places, picture=picture, batch=batch, copies=copies)
         with self._autocast(), ExitStack() as stack:
             new = self.cut.branches.write(output, maps)
             if self.cut.head:
                 return _full(logits_of(self.model.forward_head(new)))  # type: ignore[operator]
             if split.memory is not None:
-                split.memory.replay(stack, picture=picture, batch=batch, copies=copies)
+                split.memory.replay(stack, batched, picture=picture, batch=batch, copies=copies)
             self._answer_at_cut(stack, new)
             x = self.normalise(pixels[picture : picture + 1].detach()).expand(copies, -1, -1, -1)
             return _full(logits_of(self.model(x)))
@@ -182,7 +184,7 @@ class Anatomy:
         return Split(maps, _full(logits_of(logits)), output)
 
     def _split_layer(self, x: Tensor) -> Split:
-        memory = Memory(self.model, self.cut.before)
+        memory = Memory(self.model, self.cut.before, copied=not self.cut.bottleneck)
         found: list[tuple[Tensor, Any]] = []
         calls = count()
 

@@ -68,7 +68,7 @@ class Branches:
     def write(self, output: Any, maps: Tensor) -> Any:
         """The same output with `maps` in place of what `read` gave: `write(o, read(o))` equals `o` to the digit.
 
-        A coarser branch takes its change from the mean of the fine places that it covers.
+        All of it is new, so that what works on it in place changes neither. A coarser branch takes its change from the mean of the fine places that it covers.
         """
         found = dict(tensors(output))
         new: dict[Path, Tensor] = {}
@@ -80,7 +80,7 @@ class Branches:
             if (view.h, view.w) != self.grid:
                 part = old + F.adaptive_avg_pool2d(part - self._up(old), (view.h, view.w))
             new[path] = view.write(found[path], part)
-        return map_tensors(output, lambda path, tensor: new.get(path, tensor))
+        return map_tensors(output, lambda path, tensor: new[path] if path in new else tensor.clone())
 
     def _up(self, maps: Tensor) -> Tensor:
         return maps if maps.shape[2:] == self.grid else F.interpolate(maps, size=self.grid, mode="nearest")

@@ -43,6 +43,8 @@ class Cut:
         index: which call of the layer, counted from 0.
         branches: how its output is seen as a map.
         before: the modules that are over before it, answered from memory when the tail is run alone.
+        batched: the tensors (layer, call, place in its output) of `before` and the layer itself whose first axis counts
+            pictures, or a multiple of them.
         head: whether `forward_head` is the tail, `forward_features` the body.
         bottleneck: whether everything that reaches the logits goes through the map.
     """
@@ -51,6 +53,7 @@ class Cut:
     index: int
     branches: Branches
     before: tuple[str, ...]
+    batched: frozenset[tuple[str, int, Path]]
     head: bool
     bottleneck: bool
 
@@ -188,7 +191,8 @@ class CutFinder:
             return None
         names = [c.name for c, o in zip(recorder.calls, recorder.outputs, strict=True) if o is features]
         name = names[-1] if names else WHOLE_HEAD  # the outermost layer that returns the features
-        return Cut(name, 0, Branches((((), view),)), (), head=True, bottleneck=True)
+        batched = frozenset({(name, 0, ())})
+        return Cut(name, 0, Branches((((), view),)), (), batched, head=True, bottleneck=True)
 
     def _record(self) -> tuple[Recorder, Tensor, Tensor]:
         """One forward pass with gradients: what each layer returned, the logits, and the scalar to differentiate."""
@@ -253,7 +257,26 @@ class CutFinder:
 
     def _cut(self, c: _Candidate, recorder: Recorder, *, bottleneck: bool) -> Cut:
         before = finished_before(recorder.calls, c.call)
-        return Cut(c.call.name, c.call.index, c.branches, before, head=False, bottleneck=bottleneck)
+        batched = self._batched({*before, c.call.name})
+        return Cut(c.call.name, c.call.index, c.branches, before, batched, head=False, bottleneck=bottleneck)
+
+    def _batched(self, names: set[str]) -> frozenset[tuple[str, int, Path]]:
+        """The tensors in the outputs of the named layers that are twice as long for two pictures as for one."""
+        lengths: list[dict[tuple[str, int, Path], int]] = []
+        for x in (self.x[:2], self.x[:1]):
+            with ExitStack() as stack, torch.no_grad():
+                recorder = Recorder(self.model, stack)
+                self.model(x)
+            lengths.append(
+                {
+                    (c.name, c.index, path): len(t)
+                    for c, o in zip(recorder.calls, recorder.outputs, strict=True)
+                    for path, t in tensors(o)
+                    if c.name in names and t.ndim
+                }
+            )
+        two, one = lengths
+        return frozenset(key for key, length in two.items() if length == 2 * one.get(key, 0))
 
 
 @contextmanager

@@ -108,8 +108,12 @@ class Explanation:
 
         Returns:
             The files written, one a row.
+
+        Raises:
+            ValueError: if the ending is that of no picture format.
         """
         path = Path(path)
+        render.check_ending(path)
         files = [self._file(path, row) for row in range(len(self))]
         for row, file in enumerate(files):
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -59,8 +59,9 @@ class Preprocess:
         self.channels = _channels(model, config["input_size"][0])
         self.size = _size(model, config["input_size"][1:])
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.mean = _per_channel(config["mean"], self.channels).to(device)
-        self.std = _per_channel(config["std"], self.channels).to(device)
+        with torch.inference_mode(False):  # what is made under it cannot take part in gradients
+            self.mean = _per_channel(config["mean"], self.channels).to(device)
+            self.std = _per_channel(config["std"], self.channels).to(device)
         self.dtype = torch.float64 if model_dtype(model) == torch.float64 else torch.float32
         keys = ("interpolation", "crop_pct", "crop_mode", "mean")
         self._transform = {"input_size": (3, *self.size), **{k: config[k] for k in keys}}
@@ -118,6 +119,9 @@ class Preprocess:
 def upright(image: Image.Image) -> Image.Image:
     """An image as RGB, turned as its EXIF says; transparency on white, 16 bit scaled to 8."""
     image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        values = np.asarray(image)
+        image = Image.fromarray(np.clip(values * (255 if values.max(initial=0) <= 1 else 1), 0, 255).astype(np.uint8))
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.float64)
         peak = 65535 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255

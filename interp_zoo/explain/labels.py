@@ -18,8 +18,8 @@ class Labels:
 
     def __init__(self, model: nn.Module) -> None:
         classes = _classes(model)
-        self._names = _names(model, classes)
         self.classes = 2 if classes == 1 else classes  # one logit: no and yes
+        self._names = _names(model, self.classes)
 
     def name(self, index: int) -> str:
         """The first of a class' names ("tabby"), or "class 7" where the model's classes have no known names."""
@@ -37,7 +37,7 @@ class Labels:
             )
         word = label.strip().lower()
         names = [[part.strip().lower() for part in name.split(",")] for name in self._names]
-        exact = [i for i, parts in enumerate(names) if word in parts]
+        exact = [i for i, parts in enumerate(names) if word in parts or word == ", ".join(parts)]
         found = exact or [i for i, parts in enumerate(names) if any(word in part for part in parts)]
         if len(found) == 1:
             return found[0]

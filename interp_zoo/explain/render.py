@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,6 +53,13 @@ def overlay(image: Image.Image, saliency: Tensor, box: tuple[float, float, float
     base = np.asarray(image.convert("RGB"), dtype=np.float64)
     alpha = OPACITY * inside[..., None]
     return Image.fromarray((base * (1 - alpha) + colour * alpha).round().clip(0, 255).astype(np.uint8))
+
+
+def check_ending(path: Path) -> None:
+    """Raises ValueError if `path` ends in something else than the ending of a picture format that can be written."""
+    Image.init()
+    if path.suffix and not path.is_dir() and Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f'`path` "{path}" ends in {path.suffix}, no picture format: end it in .png, or name a folder')
 
 
 def row(images: Sequence[Image.Image]) -> Image.Image:

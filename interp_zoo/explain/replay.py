@@ -9,14 +9,15 @@ values.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from interp_zoo.explain.branches import map_tensors
+from interp_zoo.explain.branches import Path, map_tensors
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,17 @@ def finished_before(calls: list[Call], cut: Call) -> tuple[str, ...]:
 
 
 class Memory:
-    """What the modules before the cut returned in one recorded pass."""
+    """What the modules before the cut returned in one recorded pass.
 
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+    Args:
+        model: the network.
+        names: the modules.
+        copied: whether values are copied, since what follows may change them in place. Needless where nothing gets
+            around the cut: then only their shapes matter.
+    """
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...], *, copied: bool) -> None:
+        self._copied = copied
         self.modules = {name: model.get_submodule(name) for name in names}
         self.returned: dict[str, list[Any]] = {name: [] for name in names}
 
@@ -108,28 +117,44 @@ class Memory:
         for name, module in self.modules.items():
 
             def note(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
-                self.returned[name].append(map_tensors(output, lambda _, t: t.detach()))
+                keep = torch.clone if self._copied else torch.detach
+                self.returned[name].append(map_tensors(output, lambda _, t: keep(t)))
 
             stack.enter_context(hook(module.register_forward_hook(note)))
 
-    def replay(self, stack: ExitStack, *, picture: int, batch: int, copies: int) -> None:
+    def replay(
+        self, stack: ExitStack, batched: Collection[tuple[str, int, Path]], *, picture: int, batch: int, copies: int
+    ) -> None:
         """Lets the modules return the recorded values of one picture, `copies` times, until `stack` closes."""
         for name, module in self.modules.items():
-            answers = iter(self.returned[name])
+            answers = enumerate(self.returned[name])
 
-            def answer(*_args: Any, answers: Iterator[Any] = answers, **_kwargs: Any) -> Any:
-                return repeat(next(answers), picture=picture, batch=batch, copies=copies)
+            def answer(
+                *_args: Any, answers: Iterator[tuple[int, Any]] = answers, name: str = name, **_kwargs: Any
+            ) -> Any:
+                index, output = next(answers)
+                places = {path for layer, call, path in batched if (layer, call) == (name, index)}
+                return repeat(output, places, picture=picture, batch=batch, copies=copies)
 
             stack.enter_context(answering(module, answer))
 
 
-def repeat(output: Any, *, picture: int, batch: int, copies: int) -> Any:
-    """One picture's part of a batch's output, `copies` times, as a copy of its own (what follows may work in place)."""
+def repeat(output: Any, batched: Collection[Path], *, picture: int, batch: int, copies: int) -> Any:
+    """One picture's part of a batch's output, `copies` times, as a copy of its own (what follows may work in place).
 
-    def pick(_path: Any, tensor: Tensor) -> Tensor:
-        if tensor.ndim == 0 or tensor.shape[0] != batch:
+    Args:
+        output: tensors, tuples, lists and dicts of them.
+        batched: the places of the tensors whose first axis counts pictures, or a multiple of them (TNT's inner tokens).
+        picture: which one.
+        batch: how many pictures the output is of.
+        copies: how many are wanted.
+    """
+
+    def pick(path: Path, tensor: Tensor) -> Tensor:
+        if path not in batched:
             return tensor.clone()
-        return tensor[picture : picture + 1].repeat(copies, *[1] * (tensor.ndim - 1))
+        own = len(tensor) // batch
+        return tensor[picture * own : (picture + 1) * own].repeat(copies, *[1] * (tensor.ndim - 1))
 
     return map_tensors(output, pick)
 

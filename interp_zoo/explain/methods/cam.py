@@ -45,7 +45,7 @@ def eigencam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
     places = maps.flatten(2).transpose(1, 2)  # (B, hw, C)
     centred = places - places.mean(1, keepdim=True)
     _, _, axes = torch.linalg.svd(centred.nan_to_num(0, 0, 0), full_matrices=False)
-    projection = (places @ axes[:, 0, :, None])[..., 0]
+    projection = (centred @ axes[:, 0, :, None])[..., 0]
     agree = (projection * places.mean(2)).sum(1, keepdim=True).sign()
     signed: Tensor = projection * torch.where(agree == 0, 1, agree)
     return signed.view(-1, *maps.shape[2:])

@@ -62,6 +62,10 @@ def layercam(anatomy: Anatomy, pixels: Tensor, target: Target, *, positive: bool
 
 @register("hirescam", paper="Draelos and Carin, 2020, arXiv 2011.08891", cost=_COST)
 def hirescam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
-    """What each place adds to the score of a linear tail: sum_k G_k A_k."""
+    """What each place adds to the score of a linear tail: sum_k G_k A_k.
+
+    Behind a LayerNorm that follows A directly (class token ViTs), the score does not depend on a token's size, and the
+    sum all but vanishes: use "layercam" there.
+    """
     maps, gradients = anatomy.maps_and_gradients(pixels, target)
     return (gradients * maps).sum(1)

@@ -70,7 +70,7 @@ def register(
 
     def add(function: MethodFunction) -> MethodFunction:
         for word in (name, *aliases):
-            if any(word in (m.name, *m.aliases) for m in _METHODS.values()):
+            if any(_plain(word) in map(_plain, (m.name, *m.aliases)) for m in _METHODS.values()):
                 raise ValueError(f'`name` "{word}" is taken by another method: choose another')
         _METHODS[name] = Method(name, function, paper, cost, needs, aliases)
         return function
@@ -88,15 +88,19 @@ def list_methods() -> list[str]:
     return sorted(_METHODS)
 
 
+def _plain(name: str) -> str:
+    """How names are compared: "Grad-CAM" is "grad_cam"."""
+    return str(name).lower().replace("-", "_")
+
+
 def get_method(name: str) -> Method:
     """The method of that name or alias.
 
     Raises:
         ValueError: if there is none; names the nearest.
     """
-    key = str(name).lower().replace("-", "_")
     for method in _METHODS.values():
-        if key in (method.name, *method.aliases):
+        if _plain(name) in map(_plain, (method.name, *method.aliases)):
             return method
     words = [w for m in _METHODS.values() for w in (m.name, *m.aliases)]
-    raise ValueError(f'`method` "{name}" is unknown{nearest(key, words)}; known: {", ".join(list_methods())}')
+    raise ValueError(f'`method` "{name}" is unknown{nearest(_plain(name), words)}; known: {", ".join(list_methods())}')

@@ -41,6 +41,8 @@ def scorecam(
         raise ValueError(f'`score` is "{score}", but must be "logit" or "probability"')
     if mask_space not in ("pixels", "normalised"):
         raise ValueError(f'`mask_space` is "{mask_space}", but must be "pixels" or "normalised"')
+    if score == "probability" and target.function is not None:
+        raise ValueError('`score` "probability" needs a class as target: use "logit" with a function of the logits')
     maps = anatomy.split(pixels).maps.detach()
     size = (pixels.shape[2], pixels.shape[3])
     base = pixels if mask_space == "pixels" else anatomy.normalise(pixels)
