@@ -86,7 +86,7 @@ class Anatomy:
     def normalise(self, pixels: Tensor) -> Tensor:
         """What the model takes, from pixels (B, channels, H, W) in [0, 1]."""
         x = (pixels - self.mean[:, None, None].to(pixels.dtype)) / self.std[:, None, None].to(pixels.dtype)
-        return x.to(model_dtype(self.model))
+        return self._laid_out(x)
 
     def logits(self, pixels: Tensor, *, normalised: bool = False) -> Tensor:
         """Logits (B, classes) of pixels (B, channels, H, W) in [0, 1], or of what the model takes with `normalised`.
@@ -94,7 +94,7 @@ class Anatomy:
         Differentiable with respect to `pixels` where gradients are on. No more than `batch_size` pictures at once.
         """
         self.passes.forward += len(pixels)
-        x = pixels.to(model_dtype(self.model)) if normalised else self.normalise(pixels)
+        x = self._laid_out(pixels) if normalised else self.normalise(pixels)
         with self._autocast():
             return _full(logits_of(self.model(x)))
 
@@ -168,6 +168,9 @@ class Anatomy:
             )
             self.passes.tail = before  # a property of the model, not of this picture
         return _AFFINE[self.cut]
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return x.to(model_dtype(self.model)).contiguous(memory_format=self.cut.memory_format)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.amp is None:

@@ -68,7 +68,8 @@ class Branches:
     def write(self, output: Any, maps: Tensor) -> Any:
         """The same output with `maps` in place of what `read` gave: `write(o, read(o))` equals `o` to the digit.
 
-        All of it is new, so that what works on it in place changes neither. A coarser branch takes its change from the mean of the fine places that it covers.
+        All of it is new, so that what works on it in place changes neither. A coarser branch takes its change from the
+        mean of the fine places that it covers.
         """
         found = dict(tensors(output))
         new: dict[Path, Tensor] = {}

@@ -47,6 +47,8 @@ class Cut:
             pictures, or a multiple of them.
         head: whether `forward_head` is the tail, `forward_features` the body.
         bottleneck: whether everything that reaches the logits goes through the map.
+        memory_format: how pictures are laid out for the network: channels last, with which convolutions are faster,
+            unless it cannot take that.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Cut:
     batched: frozenset[tuple[str, int, Path]]
     head: bool
     bottleneck: bool
+    memory_format: torch.memory_format
 
 
 _FOUND: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Cut]] = weakref.WeakKeyDictionary()
@@ -98,9 +101,10 @@ class CutFinder:
     (With one picture, what has no batch axis, such as a position embedding (1, N, C), would pass for a map.)
     """
 
-    def __init__(self, model: nn.Module, x: Tensor) -> None:
+    def __init__(self, model: nn.Module, x: Tensor, memory_format: torch.memory_format) -> None:
         self.model = model
-        self.x = x
+        self.x = x.contiguous(memory_format=memory_format)
+        self.memory_format = memory_format
         self.size = (int(x.shape[2]), int(x.shape[3]))
         info = getattr(model, "feature_info", None)
         infos = info if isinstance(info, list) else getattr(info, "info", [])
@@ -192,7 +196,8 @@ class CutFinder:
         names = [c.name for c, o in zip(recorder.calls, recorder.outputs, strict=True) if o is features]
         name = names[-1] if names else WHOLE_HEAD  # the outermost layer that returns the features
         batched = frozenset({(name, 0, ())})
-        return Cut(name, 0, Branches((((), view),)), (), batched, head=True, bottleneck=True)
+        branches = Branches((((), view),))
+        return Cut(name, 0, branches, (), batched, head=True, bottleneck=True, memory_format=self.memory_format)
 
     def _record(self) -> tuple[Recorder, Tensor, Tensor]:
         """One forward pass with gradients: what each layer returned, the logits, and the scalar to differentiate."""
@@ -258,7 +263,16 @@ class CutFinder:
     def _cut(self, c: _Candidate, recorder: Recorder, *, bottleneck: bool) -> Cut:
         before = finished_before(recorder.calls, c.call)
         batched = self._batched({*before, c.call.name})
-        return Cut(c.call.name, c.call.index, c.branches, before, batched, head=False, bottleneck=bottleneck)
+        return Cut(
+            c.call.name,
+            c.call.index,
+            c.branches,
+            before,
+            batched,
+            head=False,
+            bottleneck=bottleneck,
+            memory_format=self.memory_format,
+        )
 
     def _batched(self, names: set[str]) -> frozenset[tuple[str, int, Path]]:
         """The tensors in the outputs of the named layers that are twice as long for two pictures as for one."""
@@ -330,13 +344,20 @@ def find_cut(model: nn.Module, shape: tuple[int, int, int], layer: str | nn.Modu
     if key not in found:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(2, *shape, generator=generator).to(parameter.device, parameter.dtype)
-        finder = CutFinder(model, x)
         _check_inputs(model)
         try:
-            found[key] = finder.find() if layer is None else finder.at(layer)
+            found[key] = _find(CutFinder(model, x, torch.channels_last), layer)
         except AssertionError as error:  # timm's networks check the size so
             raise ValueError(f"`img` of {shape[1]} x {shape[2]} does not fit the model: {error}") from None
+        except RuntimeError as error:
+            if "view" not in str(error):
+                raise
+            found[key] = _find(CutFinder(model, x, torch.contiguous_format), layer)  # it views what is not contiguous
     return found[key]
+
+
+def _find(finder: CutFinder, layer: str | None) -> Cut:
+    return finder.find() if layer is None else finder.at(layer)
 
 
 def _check_inputs(model: nn.Module) -> None:
