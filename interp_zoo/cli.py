@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import nn
 
 from interp_zoo.explain import Explainer, Explanation, compare as compare_methods
+from interp_zoo.explain.compare import ROWS, check_figure
 from interp_zoo.explain.methods import get_method, list_methods
 from interp_zoo.explain.render import check_ending
 from interp_zoo.models import create, list_models
@@ -105,6 +106,7 @@ def compare(
 
     def run() -> Any:
         img, wanted = _inputs(pictures, target)
+        check_figure(output)
         made = _model(model, checkpoint, device)
         return compare_methods(made, img, method, target=wanted, layer=layer, batch_size=batch_size)
 
@@ -113,6 +115,11 @@ def compare(
     out.print(f"[bold]{escape(str(file))}[/bold]", soft_wrap=True)
     for why in comparison.left_out.values():
         out.print(f"  left out: {escape(why)}", highlight=False)
+    first = next(iter(comparison.explanations.values()))
+    if len(first) > ROWS:
+        out.print(f"  shows the first {ROWS} of {len(first)} maps", highlight=False)
+    if first.skipped:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -190,7 +197,7 @@ def _options(given: list[str] | None) -> dict[str, Any]:
         if not equals:
             raise ValueError(f'`--option` is "{text}", but must be name=value')
         try:
-            options[name.strip()] = ast.literal_eval(value)
+            options[name.strip()] = ast.literal_eval(value.title() if value.lower() in ("true", "false") else value)
         except (ValueError, SyntaxError):
             options[name.strip()] = value
     return options
@@ -202,7 +209,7 @@ def _or_exit(run: Callable[[], T]) -> T:
         warnings.simplefilter("always", UserWarning)
         try:
             return run()
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
             _fail(error)
         finally:
             for text in dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning):

@@ -162,11 +162,11 @@ class Anatomy:
                 both, one, other, none = (
                     self.tail(pixels, 0, m) for m in (maps + noise, maps, noise, torch.zeros_like(maps))
                 )
-            size = torch.stack([one - none, other - none]).abs().amax()
-            _AFFINE[self.cut] = bool((both - one - other + none).abs().amax() <= 1e-4 * size) and math.isfinite(
-                size.item()
-            )
             self.passes.tail = before  # a property of the model, not of this picture
+            size = torch.stack([one - none, other - none]).abs().amax().item()
+            if size == 0 or not math.isfinite(size):  # not kept: a classifier of zeros may learn
+                return size == 0
+            _AFFINE[self.cut] = (both - one - other + none).abs().amax().item() <= 1e-4 * size
         return _AFFINE[self.cut]
 
     def _laid_out(self, x: Tensor) -> Tensor:

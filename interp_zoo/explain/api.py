@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from timm.utils import ModelEma, ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 
 from interp_zoo.explain import masking
@@ -53,7 +54,7 @@ class Explainer:
         self._method = get_method(method)
         self._method.check(options)
         self.method = self._method.name
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise ValueError(f"`batch_size` is {batch_size}, but must be an integer of at least 1")
         if amp is not None and amp not in _AMP:
             raise ValueError(f'`amp` is "{amp}", but must be None, "bf16" or "fp16"')
@@ -263,8 +264,9 @@ def _model(model: nn.Module | str, device: str | torch.device | None) -> nn.Modu
         return place(create(model), device)
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch module or a timm model's name, not {type(model).__name__}")
-    while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
-        model = inner  # out of torch.compile, DataParallel, DistributedDataParallel
+    model = _unwrapped(model)
+    if getattr(model, "num_classes", None) == 0:
+        raise ValueError("`model` has no classifier (num_classes=0): its outputs are features, give it one to explain")
     parameter = next(model.parameters(), None)
     if parameter is not None and device is not None and str(device).partition(":")[0] != parameter.device.type:
         raise ValueError(
@@ -275,6 +277,19 @@ def _model(model: nn.Module | str, device: str | torch.device | None) -> nn.Modu
             "`model` was made under torch.inference_mode, which forbids gradients for good: make it outside"
         )
     return model
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The network in torch's and timm's own wrappers; a wrapper of the user's is part of the model."""
+    while True:
+        if isinstance(
+            model, nn.DataParallel | nn.parallel.DistributedDataParallel | ModelEma | ModelEmaV2 | ModelEmaV3
+        ):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
+            model = inner
+        else:
+            return model
 
 
 def _stack(pictures: list[Picture], anatomy: Anatomy) -> Tensor:

@@ -20,7 +20,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, repr=False)
+ROWS = 8  # of a figure, where no other number is asked for
+_FORMATS = (".png", ".pdf", ".svg")
+
+
+def check_figure(path: str | Path) -> Path:
+    """The file of a figure, .png where it has no ending; raises ValueError if it ends in something else."""
+    path = Path(path)
+    if path.suffix and path.suffix.lower() not in _FORMATS:
+        raise ValueError(f'`path` "{path}" must end in {", ".join(_FORMATS)}')
+    return path if path.suffix else path.with_suffix(".png")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Comparison:
     """Explanations of the same rows by several methods.
 
@@ -32,7 +44,7 @@ class Comparison:
     explanations: dict[str, Explanation]
     left_out: dict[str, str]
 
-    def figure(self, rows: int = 8) -> Figure:
+    def figure(self, rows: int = ROWS) -> Figure:
         """A matplotlib figure: a row a map's target (the first `rows`), a column a method, with AD, AG and cost."""
         first = next(iter(self.explanations.values()))
         table = []
@@ -44,9 +56,9 @@ class Comparison:
             table.append(cells)
         return render.table(table, ["picture", *self.explanations])
 
-    def save(self, path: str | Path, rows: int = 8) -> Path:
-        """Writes the figure; the ending decides the format (png, pdf, svg)."""
-        path = Path(path)
+    def save(self, path: str | Path, rows: int = ROWS) -> Path:
+        """Writes the figure and returns its file; the ending decides the format: .png (also if none), .pdf, .svg."""
+        path = check_figure(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.figure(rows).savefig(path)
         return path
@@ -69,7 +81,12 @@ class Comparison:
 
 
 def compare(
-    model: nn.Module | str, img: Any, methods: Sequence[str] | None = None, *, target: Any = None, **arguments: Any
+    model: nn.Module | str,
+    img: Any,
+    methods: Sequence[str] | str | None = None,
+    *,
+    target: Any = None,
+    **arguments: Any,
 ) -> Comparison:
     """Explains the same pictures by several methods, for one figure.
 
@@ -89,6 +106,8 @@ def compare(
     for name in arguments:
         if name not in known:
             raise TypeError(f"compare has no argument `{name}`; it takes {', '.join(sorted(known))}")
+    if isinstance(methods, str):
+        methods = [methods]
     names = list_methods() if methods is None else [get_method(m).name for m in methods]
     if not names:
         raise ValueError("`methods` is empty: name at least one, or None for all")

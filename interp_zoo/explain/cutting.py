@@ -372,9 +372,10 @@ def _check_inputs(model: nn.Module) -> None:
 
 
 def _structure(model: nn.Module) -> int:
-    """Changes when modules are replaced (`reset_classifier`) or another pooling is chosen."""
+    """Changes with modules (`reset_classifier`), parameters' shapes (`set_input_size`) and the pooling."""
     pool = str(getattr(model, "global_pool", ""))
-    return hash((pool, tuple((name, type(module).__qualname__) for name, module in model.named_modules())))
+    modules = tuple((name, type(module).__qualname__) for name, module in model.named_modules())
+    return hash((pool, modules, tuple(p.shape for p in model.parameters())))
 
 
 def _layer_name(model: nn.Module, layer: str | nn.Module) -> str:

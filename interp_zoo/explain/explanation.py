@@ -38,7 +38,7 @@ class Cost:
         return f"{passes} passes, {self.seconds:.3g} s"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Explanation:
     """The maps of N rows, a row a picture and target.
 

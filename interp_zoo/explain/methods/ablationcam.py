@@ -14,7 +14,6 @@ from interp_zoo.explain.targets import Target
     "ablationcam",
     paper="Desai and Ramaswamy, WACV 2020",
     cost="1 forward, C tails (1 tail backward where the tail is affine)",
-    aliases=("ablation_cam",),
 )
 def ablationcam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
     """Weighs each channel by the score's relative drop when the channel is set to 0: (y - y_k) / y.

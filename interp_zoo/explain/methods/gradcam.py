@@ -18,7 +18,7 @@ _COST = "1 forward, 1 tail backward"
 _EPS_PLUSPLUS, _EPS_XGRAD = 1e-6, 1e-7
 
 
-@register("gradcam", paper="Selvaraju et al., ICCV 2017", cost=_COST, aliases=("grad_cam",))
+@register("gradcam", paper="Selvaraju et al., ICCV 2017", cost=_COST)
 def gradcam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
     """Weighs each channel by its mean gradient: sum_k mean_ij(G_k) A_k."""
     maps, gradients = anatomy.maps_and_gradients(pixels, target)
@@ -38,7 +38,7 @@ def gradcam_plusplus(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor
     return ((alpha * gradients.relu()).sum((2, 3), keepdim=True) * maps).sum(1)
 
 
-@register("xgradcam", paper="Fu et al., BMVC 2020", cost=_COST, aliases=("axiomcam", "axiom_cam"))
+@register("xgradcam", paper="Fu et al., BMVC 2020", cost=_COST, aliases=("axiomcam",))
 def xgradcam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
     """Axiom-based Grad-CAM: weighs each channel by its gradient where it is active, w_k = sum_ij G A / sum_ij A."""
     maps, gradients = anatomy.maps_and_gradients(pixels, target)

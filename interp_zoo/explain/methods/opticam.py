@@ -21,7 +21,6 @@ _CHECKS = 10  # how often, over all iterations, a picture may stop
     "opticam",
     paper="Zhang, Torres, Sicre, Avrithis and Ayache, CVIU 2024",
     cost="up to 102 forward, 100 backward",
-    aliases=("opti_cam", "opti-cam"),
 )
 def opticam(
     anatomy: Anatomy,
@@ -47,10 +46,12 @@ def opticam(
             over the best other class, or minus its distance to the unmasked picture's score ("difference").
         iterations: the most steps.
         lr: Adam's learning rate.
-        early_stop: whether a picture stops when, at one of ten checks, it is no better than at the check before.
+        early_stop: whether a picture stops when, at one of ten checks, it is worse than at the check before.
     """
     if objective not in _OBJECTIVES:
         raise ValueError(f'`objective` is "{objective}", but must be one of {", ".join(_OBJECTIVES)}')
+    if lr <= 0:
+        raise ValueError(f"`lr` is {lr}, but must be above 0")
     if iterations < 1:
         raise ValueError(f"`iterations` is {iterations}, but must be at least 1")
     if target.function is not None and objective in ("probability", "margin"):

@@ -13,7 +13,7 @@ from interp_zoo.explain.methods.registry import register
 from interp_zoo.explain.targets import Target
 
 
-@register("reciprocam", paper="Byun and Lee, CVPR workshops 2024", cost="1 forward, hw tails", aliases=("recipro_cam",))
+@register("reciprocam", paper="Byun and Lee, CVPR workshops 2024", cost="1 forward, hw tails")
 def reciprocam(
     anatomy: Anatomy,
     pixels: Tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -47,13 +48,19 @@ class Method:
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     def check(self, options: dict[str, Any]) -> None:
-        """Raises TypeError if an option is none of this method's."""
-        for name in options:
+        """Raises TypeError if an option is none of this method's, or of another kind than its default."""
+        for name, value in options.items():
             if name not in self.options:
                 known = ", ".join(f"{k}={v!r}" for k, v in self.options.items()) or "none"
                 raise TypeError(
                     f'method "{self.name}" has no option `{name}`{nearest(name, list(self.options))}; it has: {known}'
                 )
+            default = self.options[name]
+            kinds = (int, float) if isinstance(default, float) else (type(default),)
+            if default is not None and (
+                not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)
+            ):
+                raise TypeError(f'`{name}` of method "{self.name}" must be like {default!r}, not {value!r}')
 
 
 _METHODS: dict[str, Method] = {}
@@ -89,8 +96,8 @@ def list_methods() -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """How names are compared: "Grad-CAM" is "grad_cam"."""
-    return str(name).lower().replace("-", "_")
+    """How names are compared: "Grad-CAM" and "grad_cam" are "gradcam"."""
+    return re.sub(r"[-_ ]", "", str(name).lower())
 
 
 def get_method(name: str) -> Method:

@@ -13,7 +13,7 @@ from interp_zoo.explain.methods.registry import register
 from interp_zoo.explain.targets import Target
 
 
-@register("scorecam", paper="Wang et al., CVPR workshops 2020", cost="1 + C forward", aliases=("score_cam",))
+@register("scorecam", paper="Wang et al., CVPR workshops 2020", cost="1 + C forward")
 def scorecam(
     anatomy: Anatomy,
     pixels: Tensor,
