@@ -86,7 +86,7 @@ def table(rows: Sequence[Sequence[tuple[Image.Image, str]]], titles: Sequence[st
     from matplotlib.figure import Figure
 
     columns = max(len(r) for r in rows)
-    figure = Figure(figsize=(2.3 * columns, 2.95 * len(rows)), dpi=130, layout="constrained")
+    figure = Figure(figsize=(2.3 * columns, 2.95 * len(rows)), dpi=100, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import namedtuple
+from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
@@ -137,17 +138,19 @@ def test_where_both_layouts_fit_the_network_says_which(channels_last: bool, side
 
 
 @pytest.mark.parametrize(
-    ("shape", "strides", "want"),
+    ("shape", "size", "strides", "want"),
     [
-        ((2, 14, 14, 7), (), GridView("NHWC", 14, 14)),  # 14 x 14 is nearer to the picture than 14 x 7
-        ((2, 7, 7, 14), (), GridView("NHWC", 7, 7)),
-        ((2, 16, 14, 14), (), GridView("NCHW", 14, 14)),
-        ((2, 16, 14, 14), (14,), GridView("NHWC", 16, 14)),  # the stride says 16, and 16 x 14 is the grid of 14 x 16
-        ((2, 8, 7, 7), (4, 8, 16, 32), GridView("NCHW", 7, 7)),
+        ((2, 7, 7, 6), (224, 224), (), GridView("NHWC", 7, 7)),  # nearer to the picture's ratio than 7 x 6
+        ((2, 6, 7, 7), (224, 224), (), GridView("NCHW", 7, 7)),
+        ((2, 14, 14, 7), (224, 224), (), GridView("NHWC", 14, 14)),
+        ((2, 8, 7, 7), (224, 224), (4, 8, 16, 32), GridView("NCHW", 7, 7)),
+        ((2, 16, 14, 14), (224, 196), (), GridView("NCHW", 14, 14)),  # 14 x 14 or 16 x 14: first channels, if it may be
+        ((2, 16, 14, 14), (224, 196), (14,), GridView("NHWC", 16, 14)),  # unless the stride says 16 x 14
     ],
 )
-def test_ambiguous_shapes(shape: tuple[int, ...], strides: tuple[int, ...], want: GridView) -> None:
-    size = (224, 196) if strides == (14,) else (224, 224)
+def test_ambiguous_shapes(
+    shape: tuple[int, ...], size: tuple[int, int], strides: tuple[int, ...], want: GridView
+) -> None:
     assert find_view(shape, size, strides=strides) == want
 
 
@@ -262,8 +265,8 @@ def test_a_coarse_branch_takes_the_mean_of_the_places_it_covers() -> None:
     assert torch.equal(new_coarse[:, 0], coarse[:, 0])
 
 
-class BiasFromTheSide(nn.Module):
-    """What is added after the cut, (3, 16, 16), has no batch axis, and comes from a module that runs before the cut."""
+class FromTheSide(nn.Module):
+    """Two things get around the cuts: a bias (3, 16, 16), without a batch axis, of an early module, and the picture."""
 
     class Bias(nn.Module):
         def __init__(self) -> None:
@@ -281,8 +284,8 @@ class BiasFromTheSide(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias()
-        x = self.block(self.stem(x).relu())
-        logits: Tensor = self.fc((x + bias).relu().mean((2, 3)))
+        maps = self.block(self.stem(x).relu())
+        logits: Tensor = self.fc((maps + bias).relu().mean((2, 3)) + x.mean((2, 3)))
         return logits
 
 
@@ -295,7 +298,7 @@ CUTS = {
     "test_vit": ["blocks.0", "blocks.2", "blocks.4", "blocks.2.attn", "blocks.3.norm2", "blocks.4.mlp.fc1"],
     "test_convnext": ["stem", "stages.1.blocks.0", "stages.1.blocks.0.conv_dw", "norm_pre"],
     "test_efficientnet": ["conv_stem", "blocks.1.0.conv_pwl", "blocks.2", "bn2"],
-    "bias": ["stem", "block"],
+    "side": ["stem", "block"],
 }
 
 
@@ -303,7 +306,7 @@ def built(name: str) -> nn.Module:
     """In float64, so that a layer that counts little is still told from rounding."""
     torch.manual_seed(0)
     options = {"img_size": 64} if name == "test_vit" else {}
-    model: nn.Module = BiasFromTheSide() if name == "bias" else lively(name, num_classes=10, **options)
+    model: nn.Module = FromTheSide() if name == "side" else lively(name, num_classes=10, **options)
     return model.double().eval()
 
 
@@ -345,6 +348,28 @@ def test_the_tail_is_the_network(name: str, layer: str) -> None:
                 want = by_hook(model, where, x[[picture] * copies], other)
                 torch.testing.assert_close(anatomy.tail(pixels, picture, other), want, rtol=1e-8, atol=1e-10)
                 assert (want - logits[picture]).abs().max() > 1e-6  # the layer counts, or this says nothing
+
+
+@pytest.mark.parametrize("layer", ["layer3", "layer3.0.conv2", "layer4"])
+def test_nothing_before_the_cut_runs_again(layer: str) -> None:
+    model, x = built("test_resnet"), torch.randn(3, 3, 64, 64, dtype=torch.float64)
+    runs: list[str] = []
+
+    def counted(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: [runs.append(name), run(*args)][1]
+
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            module.__dict__["forward"] = counted(name, module.forward)
+    with Explainer(model, "gradcam", layer=layer).anatomy(x) as (anatomy, pixels), torch.no_grad():
+        maps = anatomy.split(pixels).maps.detach()[:1]
+        everything = set(runs)
+        runs.clear()
+        anatomy.tail(pixels, 0, maps)
+    assert "fc" in runs
+    assert not any(name.startswith(("conv1", "bn1", "layer1", "layer2")) for name in runs)
+    assert not any(name.startswith(layer) for name in runs)
+    assert len(runs) < len(everything) / 2
 
 
 @pytest.mark.parametrize("layer", ["layer3", "layer3.0.conv2", "layer3.0.downsample"])
