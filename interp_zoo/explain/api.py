@@ -265,8 +265,6 @@ def _model(model: nn.Module | str, device: str | torch.device | None) -> nn.Modu
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch module or a timm model's name, not {type(model).__name__}")
     model = _unwrapped(model)
-    if getattr(model, "num_classes", None) == 0:
-        raise ValueError("`model` has no classifier (num_classes=0): its outputs are features, give it one to explain")
     parameter = next(model.parameters(), None)
     if parameter is not None and device is not None and str(device).partition(":")[0] != parameter.device.type:
         raise ValueError(

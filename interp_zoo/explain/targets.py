@@ -23,18 +23,13 @@ class Target:
     Attributes:
         index: classes (N,), int64; -1 where the target is a function of the logits.
         function: a function of logits (N, classes) to scores (N,), or None where the score is the class' logit.
-        picture: which picture each row explains, (N,).
     """
 
     index: Tensor
-    picture: Tensor
     function: Score | None = None
 
-    def __len__(self) -> int:
-        return len(self.index)
-
     def __getitem__(self, rows: slice) -> Target:
-        return replace(self, index=self.index[rows], picture=self.picture[rows])
+        return replace(self, index=self.index[rows])
 
     def score(self, logits: Tensor) -> Tensor:
         """The scalar that is explained, (n,), from logits (n, classes): the logit before any softmax.
@@ -139,22 +134,18 @@ class Request:
             )
         return index
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def resolve(self, logits: Tensor, rows: slice) -> Target:
         """The targets of some rows, from their logits (n, classes): the two words become classes."""
         logits = two_sided(logits.detach())
         classes = logits.shape[1]
-        picture = torch.tensor([p for p, _ in self.rows[rows]])
         if self.function is not None:
-            return Target(torch.full((len(logits),), -1), picture, self.function)
+            return Target(torch.full((len(logits),), -1), self.function)
         words = {PREDICTED: logits.argmax(1), LEAST_LIKELY: logits.argmin(1)}
         index = [int(words[c][i]) if isinstance(c, str) else c for i, (_, c) in enumerate(self.rows[rows])]
         for c in index:
             if not 0 <= c < classes:
                 raise ValueError(f"`target` is {c}, but the model has {classes} classes: 0 to {classes - 1}")
-        return Target(torch.tensor(index), picture)
+        return Target(torch.tensor(index))
 
     def names(self, index: Tensor) -> list[str]:
         """The text for each resolved class."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -13,24 +13,23 @@ _RECOMPUTE_FLAGS = ("grad_checkpointing", "_grad_checkpointing", "use_checkpoint
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[ExitStack]:
+def untouched(model: nn.Module) -> Iterator[None]:
     """Puts `model` in eval mode for the block, and afterwards puts back everything that the block changed on it.
 
     Module by module, not through `train()`, which networks override: training mode, attributes (caches that some
     networks fill in eval mode, such as LeViT's attention biases, would otherwise go stale), the registered parameters,
-    buffers and hooks. Hooks of ours are handed to the yielded stack, which is closed first, whatever happens.
+    buffers and hooks, whatever happens in the block.
     """
     before: list[tuple[nn.Module, dict[str, Any], dict[str, dict[Any, Any]]]] = []
     try:
-        with ExitStack() as stack:
-            for module in model.modules():
-                state = dict(vars(module))
-                before.append((module, state, {k: v.copy() for k, v in state.items() if isinstance(v, dict)}))
-                module.__dict__["training"] = False
-                for flag in _RECOMPUTE_FLAGS:
-                    if isinstance(state.get(flag), bool):
-                        module.__dict__[flag] = False
-            yield stack
+        for module in model.modules():
+            state = dict(vars(module))
+            before.append((module, state, {k: v.copy() for k, v in state.items() if isinstance(v, dict)}))
+            module.__dict__["training"] = False
+            for flag in _RECOMPUTE_FLAGS:
+                if isinstance(state.get(flag), bool):
+                    module.__dict__[flag] = False
+        yield
     finally:
         for module, state, dicts in before:
             for name, content in dicts.items():
