@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -98,20 +99,19 @@ class Row:
             return *times, "", "", difference
         least = self.kind == "x as fast"
         met = self.ratio >= self.goal if least else self.ratio <= self.goal
-        same = self.difference is None or self.difference <= SAME_MAPS
-        verdict = ("yes" if met else "no") if same else "other maps"
+        verdict = ("yes" if met else "no") if (self.difference or 0) <= SAME_MAPS else "other maps"
         return *times, f"at {'least' if least else 'most'} {self.goal:g}", verdict, difference
 
 
 def race(first: Callable[[], object], second: Callable[[], object], repetitions: int) -> tuple[Times, Times]:
     """Times two functions in turns."""
-    found: tuple[list[float], list[float]] = [], []
+    ours, base = Times([]), Times([])
     for _ in range(repetitions):
-        for function, seconds in zip((first, second), found, strict=True):
+        for function, times in ((first, ours), (second, base)):
             start = time.perf_counter()
             function()
-            seconds.append(time.perf_counter() - start)
-    return Times(found[0]), Times(found[1])
+            times.seconds.append(time.perf_counter() - start)
+    return ours, base
 
 
 def make_model(name: str, seed: int = 0) -> nn.Module:
@@ -147,50 +147,50 @@ class Peer:
     ) -> Row:
         """The same maps from both, first compared, then timed."""
         difference = (explainer.maps(x, classes) - self(x, classes)).abs().max().item()
-        ours, base = race(lambda: explainer.maps(x, classes), lambda: self(x, classes), repetitions)
+        ours, base = race(partial(explainer.maps, x, classes), partial(self, x, classes), repetitions)
         return Row(what, ours, f"{PEER}'s {self.name}", base, "x as fast", goal, difference)
 
 
-def forward(model: nn.Module, x: Tensor) -> Tensor:
-    """One bare forward pass."""
+def forward(model: nn.Module, *batches: Tensor) -> Tensor:
+    """The logits, by bare forward passes without gradients."""
     with torch.no_grad():
-        logits: Tensor = model(x)
-        return logits
+        return torch.cat([model(x) for x in batches])
+
+
+def layouts(x: Tensor) -> list[tuple[str, Tensor]]:
+    """Pictures as torch makes them, and as our explanations lay them out where the network takes that: it is faster."""
+    return [("", x), (", channels last", x.contiguous(memory_format=torch.channels_last))]
 
 
 def race_gradcam(model: nn.Module, x: Tensor, classes: list[int], layer: str, repetitions: int) -> Iterator[Row]:
     """Grad-CAM of a batch, against the peer and against one forward pass."""
     explainer, what = Explainer(model, "gradcam"), f"Grad-CAM, {len(x)} pictures"
     yield Peer("GradCAM", model, layer).race(what, explainer, x, classes, repetitions, goal=3)
-    ours, base = race(lambda: explainer.maps(x, classes), lambda: forward(model, x), repetitions)
-    yield Row(what, ours, "one forward pass", base, goal=1.15)
-    ours, base = race(lambda: explainer(x, classes), lambda: forward(model, x), repetitions)
-    yield Row(f"{what}, and them masked", ours, "one forward pass", base)
+    for layout, pictures in layouts(x):
+        ours, base = race(partial(explainer.maps, x, classes), partial(forward, model, pictures), repetitions)
+        yield Row(what, ours, f"1 forward pass{layout}", base, goal=None if layout else 1.15)
+    ours, base = race(partial(explainer, x, classes), partial(forward, model, x), repetitions)
+    yield Row(f"{what}, and them masked", ours, "1 forward pass", base)
 
 
 def race_masks(model: nn.Module, x: Tensor, classes: list[int], layer: str, repetitions: int) -> Iterator[Row]:
     """Ablation-CAM and Score-CAM, against the peer, whose way of laying masks on is taken, and bare forward passes."""
-    explainer, peer = Explainer(model, "ablationcam"), Peer("AblationCAM", model, layer)
-    yield peer.race("Ablation-CAM, 1 picture", explainer, x, classes, repetitions, goal=200)
+    explainer, what = Explainer(model, "ablationcam"), "Ablation-CAM, 1 picture"
+    yield Peer("AblationCAM", model, layer).race(what, explainer, x, classes, repetitions, goal=200)
     explainer = Explainer(model, "scorecam", batch_size=MASKED_AT_ONCE, mask_space="normalised", align_corners=True)
     what = "Score-CAM, 1 picture"
     yield Peer("ScoreCAM", model, layer).race(what, explainer, x, classes, repetitions, goal=None)
     channels = explainer.features(x).shape[1]
-    sizes = [min(MASKED_AT_ONCE, channels - start) for start in range(0, channels, MASKED_AT_ONCE)]
-    pictures = x.repeat(MASKED_AT_ONCE, 1, 1, 1)
-    ours, base = race(
-        lambda: explainer.maps(x, classes), lambda: [forward(model, pictures[:n]) for n in sizes], repetitions
-    )
-    yield Row(what, ours, f"passes of {channels} masked pictures", base, goal=1.1)
+    for layout, pictures in layouts(x.repeat(MASKED_AT_ONCE, 1, 1, 1)):
+        batches = [pictures[: len(masks)] for masks in torch.arange(channels).split(MASKED_AT_ONCE)]
+        ours, base = race(partial(explainer.maps, x, classes), partial(forward, model, *batches), repetitions)
+        yield Row(what, ours, f"{channels} forward passes{layout}", base, goal=None if layout else 1.1)
 
 
 def race_import(processes: int) -> Row:
     """What importing the package adds to importing timm, each time in a fresh process."""
-
-    def run(module: str) -> Callable[[], object]:
-        return lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
-
-    ours, base = race(run("interp_zoo"), run("timm"), processes)
+    first, second = ([sys.executable, "-c", f"import {module}"] for module in ("interp_zoo", "timm"))
+    ours, base = race(partial(subprocess.check_call, first), partial(subprocess.check_call, second), processes)
     return Row("import interp_zoo", ours, "import timm", base, "s more", 0.3)
 
 

@@ -16,11 +16,13 @@ TINY = "--model test_resnet --size 64 --batch 2 --repetitions 1 --processes 1 --
 ROWS = [
     ("import interp_zoo", "import timm", "s more", "at most 0.3", False),
     ("Grad-CAM, 2 pictures", "grad-cam's GradCAM", "x as fast", "at least 3", True),
-    ("Grad-CAM, 2 pictures", "one forward pass", "x its time", "at most 1.15", False),
-    ("Grad-CAM, 2 pictures, and them masked", "one forward pass", "x its time", "", False),
+    ("Grad-CAM, 2 pictures", "1 forward pass", "x its time", "at most 1.15", False),
+    ("Grad-CAM, 2 pictures", "1 forward pass, channels last", "x its time", "", False),
+    ("Grad-CAM, 2 pictures, and them masked", "1 forward pass", "x its time", "", False),
     ("Ablation-CAM, 1 picture", "grad-cam's AblationCAM", "x as fast", "at least 200", True),
     ("Score-CAM, 1 picture", "grad-cam's ScoreCAM", "x as fast", "", True),
-    ("Score-CAM, 1 picture", "passes of 96 masked pictures", "x its time", "at most 1.1", False),
+    ("Score-CAM, 1 picture", "96 forward passes", "x its time", "at most 1.1", False),
+    ("Score-CAM, 1 picture", "96 forward passes, channels last", "x its time", "", False),
 ]
 
 

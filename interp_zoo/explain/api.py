@@ -265,6 +265,8 @@ def _model(model: nn.Module | str, device: str | torch.device | None) -> nn.Modu
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch module or a timm model's name, not {type(model).__name__}")
     model = _unwrapped(model)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError("`model` is TorchScript, which cannot be cut: give the Python model that it was made from")
     parameter = next(model.parameters(), None)
     if parameter is not None and device is not None and str(device).partition(":")[0] != parameter.device.type:
         raise ValueError(

@@ -186,6 +186,8 @@ class CutFinder:
                 objective = _projection(seen or [logits])
             with torch.no_grad():
                 want = logits_of(self.model(self.x))
+        except torch.OutOfMemoryError:
+            raise  # says nothing about where to cut
         except (TypeError, RuntimeError, NotImplementedError, AttributeError, ValueError):
             return None  # not made up of the two: the other way of finding a cut says what is wrong
         if logits.shape != want.shape or not torch.allclose(logits.detach(), want, rtol=1e-3, atol=1e-4):
@@ -256,6 +258,8 @@ class CutFinder:
         with hook(module.register_forward_hook(put)), torch.no_grad():
             try:
                 logits = logits_of(self.model(torch.full_like(self.x, torch.nan)))
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, ValueError, IndexError):  # a network that computes indices from its features
                 return False
         return torch.allclose(logits, clean, rtol=1e-3, atol=1e-4)
@@ -263,16 +267,8 @@ class CutFinder:
     def _cut(self, c: _Candidate, recorder: Recorder, *, bottleneck: bool) -> Cut:
         before = finished_before(recorder.calls, c.call)
         batched = self._batched({*before, c.call.name})
-        return Cut(
-            c.call.name,
-            c.call.index,
-            c.branches,
-            before,
-            batched,
-            head=False,
-            bottleneck=bottleneck,
-            memory_format=self.memory_format,
-        )
+        where, layout = (c.call.name, c.call.index, c.branches, before, batched), self.memory_format
+        return Cut(*where, head=False, bottleneck=bottleneck, memory_format=layout)
 
     def _batched(self, names: set[str]) -> frozenset[tuple[str, int, Path]]:
         """The tensors in the outputs of the named layers that are twice as long for two pictures as for one."""

@@ -95,7 +95,7 @@ def _find_4d(
 ) -> GridView | None:
     options: list[tuple[tuple[bool, float, bool], GridView]] = []
     for layout, h, w in (("NCHW", shape[2], shape[3]), ("NHWC", shape[1], shape[2])):
-        if _is_grid(h, w, size):
+        if ((h, w) in known and max(h, w) >= 2) or _is_grid(h, w, size):
             rank = ((h, w) not in known, round(_aspect_error(h, w, size), 6), channels_last != (layout == "NHWC"))
             options.append((rank, GridView("NHWC" if layout == "NHWC" else "NCHW", h, w)))
     return min(options, key=lambda o: o[0])[1] if options else None

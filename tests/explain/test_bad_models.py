@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from conftest import lively
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -349,3 +351,24 @@ def test_a_model_without_pretrained_weights() -> None:
     name = next(n for n in timm.list_models("cs3*") if not timm.is_model_pretrained(n))
     with pytest.raises(ValueError, match=rf'`model` "{name}" has no pretrained weights in timm: give `checkpoint`'):
         create(name)
+
+
+def test_torchscript_is_refused(tiny_cnn: nn.Module, picture: Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is on its way out
+        traced = torch.jit.trace(tiny_cnn, picture[None], check_trace=False)
+    with pytest.raises(ValueError, match="`model` is TorchScript"):
+        interp_zoo.explain(traced, picture, "gradcam")
+
+
+def test_memory_that_runs_out_does_not_choose_the_cut(tiny_cnn: nn.Module, picture: Tensor) -> None:
+    want = interp_zoo.explain(lively("test_resnet", num_classes=10), picture, "gradcam").layer
+
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = tiny_cnn.get_submodule("global_pool").register_forward_hook(out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        interp_zoo.explain(tiny_cnn, picture, "gradcam")
+    handle.remove()
+    assert interp_zoo.explain(tiny_cnn, picture, "gradcam").layer == want

@@ -32,6 +32,15 @@ OTHERS = ["densenet121", "test_byobnet", "test_efficientnet", "mnasnet_small", "
 GRADIENTS_AND_TAILS = ["gradcam", "ablationcam", "opticam", "reciprocam"]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """In networks as small as these, threads wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class Snapshot:
     """All there is to a model: for each module what its `vars` hold, each parameter and buffer with its content."""
 
@@ -45,7 +54,9 @@ class Snapshot:
             if isinstance(value, dict)
         }
         named = [*model.named_parameters(), *model.named_buffers()]
-        self.tensors = {name: (t, facts(t), t.detach().clone(), copied(t.grad)) for name, t in named}
+        self.tensors = {
+            name: (t, facts(t), t.detach().clone(), t.grad if t.grad is None else t.grad.clone()) for name, t in named
+        }
 
     def differences(self) -> list[str]:
         """What is another now, in words."""
@@ -70,10 +81,6 @@ class Snapshot:
 def facts(t: Tensor) -> tuple[Any, ...]:
     place = (t.data_ptr(), t.stride(), t.shape, t.dtype, t.device, t._version)
     return *place, t.requires_grad, t.is_leaf, id(t.grad) if t.is_leaf else None
-
-
-def copied(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.clone()
 
 
 def world() -> dict[str, Any]:
@@ -183,10 +190,8 @@ class Fuse:
             raise self.error("half-way")
 
 
-@pytest.mark.parametrize(("kind", "method"), [*EVERY, *((k, m) for k in OTHERS for m in GRADIENTS_AND_TAILS)])
+@pytest.mark.parametrize(("kind", "method"), [*EVERY, *((k, m) for k in OTHERS for m in ("gradcam", "opticam"))])
 def test_after_a_call(kind: str, method: str) -> None:
-    if kind in OTHERS and method == "ablationcam" and kind in ("densenet121", "levit_128s"):
-        method = "eigencam"  # a thousand channels would take long
     model, x = lived_in(built(kind)), pictures(kind)
     refused = pytest.raises(ValueError, match="global average pooling and a linear classifier")
     for _ in range(2):  # the cut is looked for, then known
