@@ -190,7 +190,9 @@ class Fuse:
             raise self.error("half-way")
 
 
-@pytest.mark.parametrize(("kind", "method"), [*EVERY, *((k, m) for k in OTHERS for m in ("gradcam", "opticam"))])
+@pytest.mark.parametrize(
+    ("kind", "method"), [*EVERY, *((k, m) for k in OTHERS for m in ("gradcam", "opticam", "reciprocam"))]
+)
 def test_after_a_call(kind: str, method: str) -> None:
     model, x = lived_in(built(kind)), pictures(kind)
     refused = pytest.raises(ValueError, match="global average pooling and a linear classifier")
