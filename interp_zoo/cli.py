@@ -14,10 +14,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from timm.models import model_entrypoint
 from torch import nn
 
 from interp_zoo.explain import Explainer, Explanation, compare as compare_methods
 from interp_zoo.explain.compare import ROWS, check_figure
+from interp_zoo.explain.inputs import is_url, not_there
 from interp_zoo.explain.methods import get_method, list_methods
 from interp_zoo.explain.render import check_ending
 from interp_zoo.models import create, list_models
@@ -159,8 +161,6 @@ def models() -> None:
 
 
 def _summary(name: str) -> str:
-    from timm.models import model_entrypoint
-
     return (model_entrypoint(name).__doc__ or "").strip().partition("\n")[0]
 
 
@@ -171,8 +171,8 @@ def _model(name: str, checkpoint: Path | None, device: str | None) -> nn.Module:
 def _inputs(pictures: list[str] | None, target: list[str] | None) -> tuple[Any, Any]:
     """What the user named, as `explain` takes it: one target for all pictures, or several for each."""
     img: Any = pictures if pictures else _demo_picture()
-    if len(img) == 1 and "://" not in img[0] and not Path(img[0]).exists():  # before a model is fetched
-        raise FileNotFoundError(f'`img` "{img[0]}" does not exist: give a picture, a folder or a URL')
+    if len(img) == 1 and not is_url(img[0]) and not Path(img[0]).exists():
+        raise not_there(img[0])  # before a model is fetched
     wanted = [int(t) if t.lstrip("-").isdigit() else t for t in target or []]
     if len(wanted) < 2:
         return img, wanted[0] if wanted else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def texture(size: tuple[int, int] = (240, 320), seed: int = 0) -> Image.Image:
     coarse = [Image.fromarray(rng.integers(0, 255, (s, s, 3), dtype=np.uint8)) for s in (3, 8, 24)]
     layers = [np.asarray(image.resize(size[::-1]), dtype=np.float64) for image in coarse]
     return Image.fromarray(np.mean(layers, 0).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread: in networks as small as the tests' own, threads wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -35,6 +35,9 @@ class Passes:
     backward: int = 0
     tail: int = 0
 
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.forward + other.forward, self.backward + other.backward, self.tail + other.tail)
+
 
 @dataclass
 class Split:

@@ -20,13 +20,31 @@ from interp_zoo.explain.inputs import Picture, Preprocess, is_many, load
 from interp_zoo.explain.labels import Labels
 from interp_zoo.explain.methods import get_method
 from interp_zoo.explain.progress import progress_bar
-from interp_zoo.explain.targets import Request
+from interp_zoo.explain.targets import Request, Target
 from interp_zoo.explain.untouched import untouched
 from interp_zoo.models.loading import create, place
 
 Amp = Literal["bf16", "fp16"]
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 DEFAULT_BATCH_SIZE = 16
+
+
+class Loaded:
+    """Pictures as a model takes them, with a warning for each that cannot be read; see `explain` for `img`.
+
+    Attributes:
+        preprocess: the model's own input.
+        pictures: one for each that was given, None for what cannot be read.
+        skipped: what cannot be read, and why.
+        single: whether one picture was given, not several.
+    """
+
+    def __init__(self, img: Any, model: nn.Module) -> None:
+        self.preprocess = Preprocess(model)
+        self.pictures, self.skipped = load(img, self.preprocess)
+        self.single = not is_many(img)
+        for name, why in self.skipped.items():
+            warnings.warn(f'`img` "{name}" cannot be read and is skipped: {why}', stacklevel=4)
 
 
 class Explainer:
@@ -64,11 +82,12 @@ class Explainer:
 
     def __call__(self, img: Any, target: Any = None) -> Explanation:
         """Explains pictures; see `explain` for `img`, `target`, the result and the errors."""
-        preprocess = Preprocess(self.model)
-        pictures, skipped = load(img, preprocess)
-        request, kept = self._request(target, img, pictures)
-        for name, why in skipped.items():
-            warnings.warn(f'`img` "{name}" cannot be read and is skipped: {why}', stacklevel=3)
+        return self.explain_loaded(Loaded(img, self.model), target)
+
+    def explain_loaded(self, loaded: Loaded, target: Any = None) -> Explanation:
+        """Explains pictures that were loaded for this model, as `compare` does once for all methods."""
+        preprocess, skipped = loaded.preprocess, loaded.skipped
+        request, kept = self._request(target, loaded.pictures, single=loaded.single)
         rows = [kept[i] for i, _ in request.rows]
         parts: dict[str, list[Tensor]] = {k: [] for k in ("saliency", "raw", "target", "before", "after")}
         passes, seconds = Passes(), 0.0
@@ -78,15 +97,14 @@ class Explainer:
                 start = time.perf_counter()
                 raw, saliency, before, target_rows = self._maps(anatomy, pixels, request, chunk)
                 seconds += time.perf_counter() - start
-                spent = anatomy.passes
-                passes = Passes(*(getattr(passes, k) + getattr(spent, k) for k in ("forward", "backward", "tail")))
+                passes += anatomy.passes
                 with torch.no_grad():
                     after = target_rows.probability(anatomy.logits(masking.apply(pixels, saliency.to(pixels.dtype))))
                 for name, value in zip(parts, (saliency, raw, target_rows.index, before, after), strict=True):
                     parts[name].append(value.detach().cpu())
             layer = anatomy.cut.name
         found = {name: torch.cat(values) for name, values in parts.items()}
-        given = [i for i, p in enumerate(pictures) if p is not None]
+        given = [i for i, p in enumerate(loaded.pictures) if p is not None]
         n = len(rows)
         return Explanation(
             saliency=found["saliency"].float(),
@@ -108,7 +126,7 @@ class Explainer:
     def maps(self, x: Any, target: Any = None) -> Tensor:
         """The maps alone, (N, H, W) in [0, 1] on the model's device: one forward pass less than a full explanation."""
         preprocess, kept = self._load(x)
-        request, _ = self._request(target, x, kept)
+        request, _ = self._request(target, kept, single=not is_many(x))
         rows = [kept[i] for i, _ in request.rows]
         with self._anatomy(preprocess, rows) as anatomy:
             return torch.cat(
@@ -143,10 +161,11 @@ class Explainer:
             raise ValueError(f"`x` holds what cannot be read: {', '.join(skipped)}")
         return preprocess, [p for p in pictures if p is not None]
 
-    def _request(self, target: Any, img: Any, pictures: Sequence[Picture | None]) -> tuple[Request, list[Picture]]:
+    def _request(
+        self, target: Any, pictures: Sequence[Picture | None], *, single: bool
+    ) -> tuple[Request, list[Picture]]:
         """The targets of the pictures that could be read, and these pictures."""
-        labels = Labels(self.model)
-        request = Request(target, pictures=len(pictures), single=not is_many(img), labels=labels)
+        request = Request(target, pictures=len(pictures), single=single, labels=Labels(self.model))
         read = {old: new for new, old in enumerate(i for i, p in enumerate(pictures) if p is not None)}
         request.rows = [(read[i], what) for i, what in request.rows if i in read]
         return request, [p for p in pictures if p is not None]
@@ -166,7 +185,7 @@ class Explainer:
 
     def _maps(
         self, anatomy: Anatomy, pixels: Tensor, request: Request, chunk: slice
-    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+    ) -> tuple[Tensor, Tensor, Tensor, Target]:
         """Raw maps, maps, probabilities and targets of one chunk of rows; `anatomy.passes` holds what it took."""
         anatomy.passes = Passes()
         split = anatomy.split(pixels)

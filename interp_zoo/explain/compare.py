@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from interp_zoo.explain import render
-from interp_zoo.explain.api import Explainer
+from interp_zoo.explain.api import Explainer, Loaded
 from interp_zoo.explain.explanation import Explanation
-from interp_zoo.explain.methods import get_method, list_methods
+from interp_zoo.explain.methods import UnsuitableModel, get_method, list_methods
 from interp_zoo.metrics.functional import average_drop, average_gain
 from interp_zoo.models.loading import create, place
 
@@ -67,8 +68,6 @@ class Comparison:
         return "Comparison(" + "; ".join(map(repr, self.explanations.values())) + ")"
 
     def _repr_png_(self) -> bytes:
-        import io
-
         buffer = io.BytesIO()
         self.figure().savefig(buffer, format="png")
         return buffer.getvalue()
@@ -113,14 +112,15 @@ def compare(
         raise ValueError("`methods` is empty: name at least one, or None for all")
     if isinstance(model, str):
         model = place(create(model), arguments.pop("device", None))
+    explainers = [Explainer(model, name, **arguments) for name in dict.fromkeys(names)]
+    loaded = Loaded(img, explainers[0].model)
     explanations: dict[str, Explanation] = {}
     left_out: dict[str, str] = {}
-    for name in dict.fromkeys(names):
-        explainer = Explainer(model, name, **arguments)
+    for explainer in explainers:
         try:
-            explanations[name] = explainer(img, target)
-        except ValueError as error:
-            if methods is not None or not str(error).startswith("`method`"):
+            explanations[explainer.method] = explainer.explain_loaded(loaded, target)
+        except UnsuitableModel as error:
+            if methods is not None:
                 raise
-            left_out[name] = str(error)
+            left_out[explainer.method] = str(error)
     return Comparison(explanations, left_out)

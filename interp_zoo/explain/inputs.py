@@ -136,7 +136,7 @@ def upright(image: Image.Image) -> Image.Image:
 def is_many(img: Any) -> bool:
     """Whether the user gave several pictures (a list, a batch, a folder), not one."""
     if isinstance(img, str | os.PathLike):
-        return not _is_url(str(img)) and os.path.isdir(img)
+        return not is_url(str(img)) and os.path.isdir(img)
     if isinstance(img, Tensor | np.ndarray):
         return img.ndim == 4
     return isinstance(img, Sequence) and not isinstance(img, bytes | bytearray)
@@ -160,7 +160,7 @@ def load(img: Any, preprocess: Preprocess) -> tuple[list[Picture | None], dict[s
             pictures.append(_load_one(part, number, preprocess))
         except _Unreadable as error:
             if len(parts) == 1 and isinstance(error, FileNotFoundError):
-                raise FileNotFoundError(f'`img` "{part}" does not exist: give a picture, a folder or a URL') from None
+                raise not_there(part) from None
             pictures.append(None)
             failed[_name(part, number)] = _why(error)
     if not any(pictures):
@@ -168,6 +168,11 @@ def load(img: Any, preprocess: Preprocess) -> tuple[list[Picture | None], dict[s
         more = f" (and {len(parts) - 1} more)" if len(parts) > 1 else ""
         raise ValueError(f'`img` "{name}" cannot be read: {why}{more}')
     return pictures, failed
+
+
+def not_there(path: str | os.PathLike[str]) -> FileNotFoundError:
+    """The error for a picture that does not exist."""
+    return FileNotFoundError(f'`img` "{path}" does not exist: give a picture, a folder or a URL')
 
 
 def _parts(img: Any) -> Sequence[Any]:
@@ -204,7 +209,7 @@ def _load_one(part: Any, number: int, preprocess: Preprocess) -> Picture:
         if not all(part.size):
             raise ValueError(f"`img` {name} is an image of size {part.size}, without pixels")
         return preprocess.picture(_decoded(part), name)
-    if isinstance(part, str) and _is_url(part):
+    if isinstance(part, str) and is_url(part):
         return preprocess.picture(_open(io.BytesIO(_download(part))), name)
     if isinstance(part, str | os.PathLike):
         return preprocess.picture(_open(part), name)
@@ -252,7 +257,7 @@ def _from_array(array: np.ndarray[Any, Any], name: str) -> Image.Image:
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all():
             raise ValueError(f"`img` {name} holds NaN or infinite values: clean it before it is explained")
-        if array.size and (array.min() < 0 or array.max() > 1):
+        if array.min() < 0 or array.max() > 1:
             raise ValueError(
                 f"`img` {name} is a float array from {array.min():.3g} to {array.max():.3g}, but must be in [0, 1] "
                 "(give uint8 for 0 to 255, or a float tensor for what is already normalised)"
@@ -267,7 +272,8 @@ def _channels_last(array: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, An
     return array.transpose(1, 2, 0)
 
 
-def _is_url(text: str) -> bool:
+def is_url(text: str) -> bool:
+    """Whether a text is a URL, of whatever scheme, not a path."""
     return "://" in text
 
 

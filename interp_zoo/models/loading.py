@@ -7,6 +7,8 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.models import is_model, list_models as _timm_models, split_model_name_tag
 from torch import nn
 
@@ -103,9 +105,6 @@ def _from_checkpoint(name: str, path: Path) -> nn.Module:
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not path.is_file():
         raise FileNotFoundError(f'`checkpoint` "{path}" does not exist')
     try:

@@ -193,3 +193,21 @@ def test_a_tensor_of_a_size_that_the_model_does_not_take() -> None:
     with pytest.raises(ValueError, match=r"`img` .*\b128\b.*\b160\b") as caught:
         explained(model, torch.zeros(3, 128, 128))
     assert_one_line(caught.value)
+
+
+def test_compare_reads_each_picture_once(tiny_cnn: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "good.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    opened: list[str] = []
+    really = Image.open
+
+    def noting(file: Path) -> Image.Image:
+        opened.append(Path(file).name)
+        return really(file)
+
+    monkeypatch.setattr(Image, "open", noting)
+    with pytest.warns(UserWarning, match=r"broken\.png.* is skipped") as caught:
+        found = interp_zoo.compare(tiny_cnn, tmp_path, ["gradcam", "layercam", "hirescam"])
+    assert sorted(opened) == ["broken.png", "good.png"]
+    assert sum("skipped" in str(w.message) for w in caught) == 1
+    assert [len(exp) for exp in found.explanations.values()] == [1, 1, 1]

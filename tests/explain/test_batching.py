@@ -28,7 +28,10 @@ ONCE_EACH = [(name, kind) for name, kind in PAIRS if kind == "tiny_vit" or name 
 # Tails that are tried at a model's first call, to see whether its tail is affine: in no picture's cost.
 PROBES = {"cam": 4, "ablationcam": 4}
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:map \d of the batch is blank:UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings(r"ignore:map \d of the batch is blank:UserWarning"),
+]
 
 
 @dataclass
@@ -64,15 +67,6 @@ def watched(model: nn.Module) -> Iterator[Seen]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For small tensors a second thread costs more than it brings, and far more on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -32,7 +32,6 @@ def shape_of(layout: Layout, batch: int, channels: int, h: int, w: int, prefix: 
         "NCHW": (batch, channels, h, w),
         "NHWC": (batch, h, w, channels),
         "NLC": (batch, prefix + h * w, channels),
-        "NCL": (batch, channels, h * w),
     }
     return shapes[layout]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -41,16 +40,10 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("opticam", {"iterations": 7, "lr": 3.0, "early_stop": False}),
 ]
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:map \d of the batch is blank:UserWarning")  # raw maps matter here
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For small tensors a second thread costs more than it brings, and far more on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings(r"ignore:map \d of the batch is blank:UserWarning"),
+]  # raw maps matter here
 
 
 @pytest.fixture(params=MODELS)

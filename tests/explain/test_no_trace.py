@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from interp_zoo import Explainer, explain, list_methods
 
-pytestmark = pytest.mark.filterwarnings("ignore:map .* is blank:UserWarning")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:map .* is blank:UserWarning")]
 
 OPTIONS: dict[str, dict[str, Any]] = {"opticam": {"iterations": 4}}  # enough to get into the loop
 MODELS = {"cnn": "test_resnet", "vit": "test_vit"}
@@ -31,15 +31,6 @@ EVERY = [(kind, method) for kind in MODELS for method in list_methods()]
 OTHERS = ["densenet121", "test_byobnet", "test_efficientnet", "mnasnet_small", "levit_128s", "in_place"]
 PASSES = ["gradcam", "opticam", "reciprocam"]  # a tail backward, whole passes, tails alone
 GRADIENTS_AND_TAILS = ["gradcam", "ablationcam", "opticam", "reciprocam"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """In networks as small as these, threads wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Snapshot:

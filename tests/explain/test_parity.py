@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,15 +21,6 @@ GRADIENTS = {
     "hirescam": peer.HiResCAM,
 }
 TARGETS = [2, 4, 3]  # on the tiny models, of scores above and below 0
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For small tensors a second thread costs more than it brings, and far more on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def peers_maps(
@@ -79,7 +70,10 @@ def small(batch: Tensor) -> Tensor:
     return batch[:, :, :96, :96]
 
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:map \d of the batch is blank:UserWarning")  # raw maps matter here
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings(r"ignore:map \d of the batch is blank:UserWarning"),
+]  # raw maps matter here
 
 
 @pytest.mark.parametrize("name", GRADIENTS)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from interp_zoo.explain.anatomy import Anatomy
-from interp_zoo.explain.methods.registry import register
+from interp_zoo.explain.methods.registry import UnsuitableModel, register
 from interp_zoo.explain.targets import Target
 
 
@@ -22,13 +22,13 @@ def cam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
     Behind global average pooling and a linear classifier, the gradient at each of A's hw places is that row / hw.
 
     Raises:
-        ValueError: if what follows the layer is anything else.
+        UnsuitableModel: if what follows the layer is anything else.
     """
     maps, gradients = anatomy.maps_and_gradients(pixels, target)
     mean = gradients.mean((2, 3), keepdim=True)
     spread = (gradients - mean).abs().amax()
     if not anatomy.tail_is_affine(pixels) or spread > 1e-4 * gradients.abs().amax():
-        raise ValueError(
+        raise UnsuitableModel(
             '`method` "cam" needs global average pooling and a linear classifier right after the layer '
             f'"{anatomy.cut.name}", which this model does not have: use "gradcam" or "layercam"'
         )

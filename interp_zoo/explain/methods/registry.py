@@ -16,6 +16,10 @@ from interp_zoo.words import nearest
 MethodFunction = Callable[..., Tensor]
 
 
+class UnsuitableModel(ValueError):
+    """The model has not what a method needs: `compare` leaves the method out, others see the error."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One method of explanation.
