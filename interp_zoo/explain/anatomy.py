@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -48,12 +48,14 @@ class Split:
         logits: (B, classes), a function of `maps`.
         output: the cut layer's whole output.
         memory: what came before it.
+        watched: the first input of each watched module, detached, in the order of `Anatomy.watch`.
     """
 
     maps: Tensor
     logits: Tensor
     output: Any
     memory: Memory | None = None
+    watched: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Anatomy:
         amp: the type for autocast, or None for the model's own.
         passes: counts passes since it was last replaced.
         tick: called with the number of pictures after each expanded batch, for progress bars.
+        watch: modules whose inputs are kept with each `split`.
     """
 
     model: nn.Module
@@ -79,6 +82,7 @@ class Anatomy:
     amp: torch.dtype | None = None
     passes: Passes = field(default_factory=Passes)
     tick: Tick | None = None
+    watch: Sequence[nn.Module] = ()
     _split: tuple[Tensor, Split] | None = None
 
     @property
@@ -108,7 +112,9 @@ class Anatomy:
         self.forget()
         self.passes.forward += len(pixels)
         x = self.normalise(pixels.detach())
-        split = self._split_head(x) if self.cut.head else self._split_layer(x)
+        with _inputs_of(self.watch) as watched:
+            split = self._split_head(x) if self.cut.head else self._split_layer(x)
+        split.watched = [watched[module] for module in self.watch]
         self._split = (pixels, split)
         return split
 
@@ -204,7 +210,8 @@ class Anatomy:
 
         with self._autocast(), ExitStack() as stack:
             memory.record(stack)
-            stack.enter_context(hook(self.model.get_submodule(self.cut.name).register_forward_hook(cut)))
+            layer = self.model.get_submodule(self.cut.name)
+            stack.enter_context(hook(layer.register_forward_hook(cut, prepend=True)))
             with torch.no_grad():
                 logits = logits_of(self.model(x))
         maps, output = found[0]
@@ -222,6 +229,20 @@ class Anatomy:
 def model_dtype(model: nn.Module) -> torch.dtype:
     """The type of a model's parameters; float32 if it has none."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+@contextmanager
+def _inputs_of(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+    """Collects the first input of each of the modules."""
+    found: dict[nn.Module, Tensor] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        found[module] = _full(args[0].detach())
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(hook(module.register_forward_pre_hook(note)))
+        yield found
 
 
 def _leaf(maps: Tensor) -> Tensor:

@@ -180,8 +180,16 @@ class Explainer:
         with torch.inference_mode(False), untouched(self.model):
             cut = find_cut(self.model, (channels, height, width), self._layer)
             with progress_bar(self._progress, f"{self.method}, {len(rows)} map{'s' * (len(rows) != 1)}") as tick:
-                amp = _AMP[self._amp] if self._amp else None
-                yield Anatomy(self.model, cut, preprocess.mean, preprocess.std, self._batch_size, amp=amp, tick=tick)
+                yield Anatomy(
+                    self.model,
+                    cut,
+                    preprocess.mean,
+                    preprocess.std,
+                    self._batch_size,
+                    amp=_AMP[self._amp] if self._amp else None,
+                    tick=tick,
+                    watch=self._method.watch(self.model) if self._method.watch else (),
+                )
 
     def _maps(
         self, anatomy: Anatomy, pixels: Tensor, request: Request, chunk: slice

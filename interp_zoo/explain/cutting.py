@@ -255,7 +255,7 @@ class CutFinder:
             return map_tensors(candidate.output, lambda _, t: t.detach().clone())
 
         module = self.model.get_submodule(candidate.call.name)
-        with hook(module.register_forward_hook(put)), torch.no_grad():
+        with hook(module.register_forward_hook(put, prepend=True)), torch.no_grad():
             try:
                 logits = logits_of(self.model(torch.full_like(self.x, torch.nan)))
             except torch.OutOfMemoryError:

@@ -4,6 +4,9 @@
 before the layer did return what they returned in the recorded pass, and the layer returns A. What then really computes
 is what comes after the layer. This holds for skip connections around the layer, too, since they see the recorded
 values.
+
+A layer's output is here what its forward method returns: all hooks of this package come before those that a layer
+already has, whose work belongs to what follows (a CA-Stream takes its keys and values in such hooks).
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ class Recorder:
         for name, module in model.named_modules():
             if name:
                 stack.enter_context(hook(module.register_forward_pre_hook(self._begin(name))))
-                stack.enter_context(hook(module.register_forward_hook(self._end(name))))
+                stack.enter_context(hook(module.register_forward_hook(self._end(name), prepend=True)))
 
     def _begin(self, name: str) -> Callable[[nn.Module, Any], None]:
         def begin(_module: nn.Module, _args: Any) -> None:
@@ -120,7 +123,7 @@ class Memory:
                 keep = torch.clone if self._copied else torch.detach
                 self.returned[name].append(map_tensors(output, lambda _, t: keep(t)))
 
-            stack.enter_context(hook(module.register_forward_hook(note)))
+            stack.enter_context(hook(module.register_forward_hook(note, prepend=True)))
 
     def replay(
         self, stack: ExitStack, batched: Collection[tuple[str, int, Path]], *, picture: int, batch: int, copies: int
@@ -161,21 +164,13 @@ def repeat(output: Any, batched: Collection[Path], *, picture: int, batch: int, 
 
 @contextmanager
 def answering(module: nn.Module, answer: Callable[..., Any]) -> Iterator[None]:
-    """Lets `module` return what `answer` returns, without running it; the user's hooks see it but cannot change it."""
+    """Lets `module` return what `answer` returns, without running it; the hooks on its output run as ever."""
     missing = object()
     before = module.__dict__.get("forward", missing)
-    given: list[Any] = []
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        given.append(answer(*args, **kwargs))
-        return given[-1]
-
-    module.__dict__["forward"] = forward
-    handle = module.register_forward_hook(lambda _module, _args, _output: given.pop())
+    module.__dict__["forward"] = answer
     try:
         yield
     finally:
-        handle.remove()
         if before is missing:
             del module.__dict__["forward"]
         else:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from timm.models import is_model, list_models as _timm_models, split_model_name_tag
 from torch import nn
 
+from interp_zoo.models.weights import CONVERT, differences, trained
 from interp_zoo.words import nearest
 
 _OURS = "interp_zoo.models"
@@ -75,14 +76,12 @@ def place(model: nn.Module, device: str | torch.device | None) -> nn.Module:
 
 def _pretrained(name: str) -> nn.Module:
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        why = str(error).strip().partition("\n")[0]
+        return trained(name)
+    except OSError as error:
         raise OSError(
-            f'`model` "{name}": its pretrained weights cannot be had ({why}); give `checkpoint`, a local-dir: name, '
+            f'`model` "{name}": its pretrained weights cannot be had ({error}); give `checkpoint`, a local-dir: name, '
             'or a model instance; "demo_efficientnet_lite0" needs no network'
         ) from error
-    return model
 
 
 def _from_checkpoint(name: str, path: Path) -> nn.Module:
@@ -92,14 +91,9 @@ def _from_checkpoint(name: str, path: Path) -> nn.Module:
     weight = state.get(f"{classifier}.weight") if isinstance(classifier, str) else None
     classes: dict[str, Any] = {} if weight is None else {"num_classes": weight.shape[0]}
     model: nn.Module = timm.create_model(name, pretrained=False, **classes)
-    want = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    have = {k: tuple(v.shape) for k, v in state.items()}
-    wrong = [k for k in want if want[k] != have.get(k)] + [k for k in have if k not in want]
+    wrong = differences(state, model)
     if wrong:
-        raise ValueError(
-            f'`checkpoint` "{path}" does not fit the model "{name}": {len(wrong)} of {len(want)} tensors differ, '
-            f"{wrong[0]} first ({have.get(wrong[0], 'missing')} for {want.get(wrong[0], 'none')})"
-        )
+        raise ValueError(f'`checkpoint` "{path}" does not fit the model "{name}": {wrong}')
     model.load_state_dict(state)
     return model
 
@@ -110,7 +104,4 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(
-            f'`checkpoint` "{path}" is no safetensors file ({error}); pickled checkpoints are not loaded: '
-            "convert them with safetensors.torch.save_file(torch.load(path, weights_only=True), ...)"
-        ) from None
+        raise ValueError(f'`checkpoint` "{path}" is no safetensors file: {error} ({CONVERT})') from None

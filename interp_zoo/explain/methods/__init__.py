@@ -1,12 +1,13 @@
 """The methods, a file a family. Importing this package registers them all."""
 
-from interp_zoo.explain.methods import ablationcam, cam, fakecam, gradcam, opticam, reciprocam, scorecam
+from interp_zoo.explain.methods import ablationcam, attention, cam, fakecam, gradcam, opticam, reciprocam, scorecam
 from interp_zoo.explain.methods.registry import Method, UnsuitableModel, get_method, list_methods, register, unregister
 
 __all__ = [
     "Method",
     "UnsuitableModel",
     "ablationcam",
+    "attention",
     "cam",
     "fakecam",
     "get_method",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp_zoo.words import nearest
 
 # (anatomy, pixels, target, **options) -> maps (B, h, w), not yet rectified, upsampled or scaled
 MethodFunction = Callable[..., Tensor]
+Watch = Callable[[nn.Module], Sequence[nn.Module]]
 
 
 class UnsuitableModel(ValueError):
@@ -31,6 +32,7 @@ class Method:
         cost: passes a picture, in words; C is the number of A's channels, hw of its places.
         needs: what a model must have, "" for nothing.
         aliases: other names that users give.
+        watch: the modules of a model whose inputs the method reads (`Split.watched`), or None.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Method:
     cost: str
     needs: str = ""
     aliases: tuple[str, ...] = ()
+    watch: Watch | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -71,7 +74,13 @@ _METHODS: dict[str, Method] = {}
 
 
 def register(
-    name: str, *, paper: str, cost: str, needs: str = "", aliases: tuple[str, ...] = ()
+    name: str,
+    *,
+    paper: str,
+    cost: str,
+    needs: str = "",
+    aliases: tuple[str, ...] = (),
+    watch: Watch | None = None,
 ) -> Callable[[MethodFunction], MethodFunction]:
     """Registers the decorated function as a method under `name`; see `Method` for the rest.
 
@@ -83,7 +92,7 @@ def register(
         for word in (name, *aliases):
             if any(_plain(word) in map(_plain, (m.name, *m.aliases)) for m in _METHODS.values()):
                 raise ValueError(f'`name` "{word}" is taken by another method: choose another')
-        _METHODS[name] = Method(name, function, paper, cost, needs, aliases)
+        _METHODS[name] = Method(name, function, paper, cost, needs, aliases, watch)
         return function
 
     return add

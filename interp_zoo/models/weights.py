@@ -1,0 +1,143 @@
+"""Weights for this package's architectures: safetensors only, and all of them or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import timm
+from safetensors import SafetensorError
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+WEIGHTS_FILE = "model.safetensors"
+CONVERT = "pickled weights are not loaded, convert them with save_file(torch.load(path, weights_only=True), new_path)"
+
+
+def build(make: Callable[..., M], variant: str, pretrained: bool, *, otherwise: str = "", **kwargs: Any) -> M:
+    """A model by timm's `build_model_with_cfg`, whose pretrained weights are all there or an error.
+
+    Timm itself leaves weights random where a checkpoint of another architecture comes with another number of classes,
+    and falls back on pickled weights.
+
+    Args:
+        make: makes the model, from what timm's entry points are given.
+        variant: the model's name.
+        pretrained: whether trained weights are loaded.
+        otherwise: what to do where there are none, for the error.
+        kwargs: as for `build_model_with_cfg`.
+
+    Raises:
+        OSError: if there are no trained weights, or they cannot be had.
+        ValueError: if they are no safetensors, or not this architecture's.
+    """
+    kwargs["feature_cfg"] = {"feature_cls": "getter", **kwargs.get("feature_cfg", {})}
+    if not pretrained:
+        return build_model_with_cfg(make, variant, False, **kwargs)
+    overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
+    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay).to_dict()
+    source = _source(cfg)
+    if not source:
+        raise OSError(
+            f'"{variant}" has no trained weights yet: train it with "accelerate launch recipes/train.py --model '
+            f'{variant}" and publish it with "interp-zoo push {variant}"{otherwise}'
+        )
+    _refuse_pickles(variant, cfg)
+    if cfg.get("hf_hub_id") == source:
+        overlay = {**overlay, "hf_hub_filename": WEIGHTS_FILE}
+    try:
+        return build_model_with_cfg(
+            make, variant, True, pretrained_filter_fn=fitting, pretrained_cfg_overlay=overlay, **kwargs
+        )
+    except OSError as error:  # huggingface_hub's own are, too
+        raise OSError(f'"{variant}": its weights cannot be had from {source}: {one_line(error)}') from error
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise ValueError(f'"{variant}": the weights from {source} cannot be loaded: {one_line(error)}') from error
+
+
+def trained(name: str, **kwargs: Any) -> nn.Module:
+    """`timm.create_model(name, pretrained=True)` of any of timm's models, from safetensors only.
+
+    Raises:
+        OSError: if the weights cannot be had, or cannot be loaded.
+    """
+    folder = name.removeprefix("local-dir:")
+    if folder != name and not (Path(folder) / WEIGHTS_FILE).is_file():
+        raise OSError(f'there is no {WEIGHTS_FILE} in "{folder}" ({CONVERT})')
+    try:
+        model: nn.Module = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay={"hf_hub_filename": WEIGHTS_FILE}, **kwargs
+        )
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise OSError(one_line(error)) from error
+    return model
+
+
+def _source(cfg: Mapping[str, Any]) -> str:
+    """Where timm looks for a cfg's weights, in its order; nothing where there are none."""
+    if cfg.get("source") == "hf-hub":
+        return str(cfg["hf_hub_id"])
+    if cfg.get("state_dict"):
+        return "the given state dict"
+    return str(cfg.get("file") or cfg.get("hf_hub_id") or cfg.get("url") or "")
+
+
+def _refuse_pickles(variant: str, cfg: Mapping[str, Any]) -> None:
+    source = _source(cfg)
+    if cfg.get("source") == "local-dir":
+        if not (Path(source) / WEIGHTS_FILE).is_file():
+            raise ValueError(f'"{variant}": there is no {WEIGHTS_FILE} in "{source}" ({CONVERT})')
+    elif source in (cfg.get("file"), cfg.get("url")) and not source.endswith(".safetensors"):
+        raise ValueError(f'"{variant}": "{source}" is no safetensors file ({CONVERT})')
+
+
+def fitting(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights as they are, if they are a model's, or timm can make them so.
+
+    timm adapts the first convolution to other channels, and drops a classifier of another number of classes.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    free = names_in(cfg.get("first_conv"))
+    if model.num_classes != cfg["num_classes"]:
+        free += names_in(cfg.get("classifier"))
+    wrong = differences(state, model, free=free)
+    if wrong:
+        raise ValueError(wrong)
+    return state
+
+
+def differences(state: Mapping[str, Tensor], model: nn.Module, *, free: tuple[str, ...] = ()) -> str:
+    """What tells weights from a model's own, in a line; nothing if they fit.
+
+    Args:
+        state: the weights.
+        model: the model.
+        free: layers that need not fit.
+    """
+    ignored = tuple(f"{name}." for name in free)
+    want = {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.startswith(ignored)}
+    have = {k: tuple(v.shape) for k, v in state.items() if not k.startswith(ignored)}
+    wrong = [k for k in want if want[k] != have.get(k)] + [k for k in have if k not in want]
+    if not wrong:
+        return ""
+    first = wrong[0]
+    return (
+        f"{len(wrong)} of {len(want)} tensors differ, {first} first "
+        f"({have.get(first, 'missing')} for {want.get(first, 'none')})"
+    )
+
+
+def names_in(names: Any) -> tuple[str, ...]:
+    """A cfg's entry of one layer or several, as a tuple."""
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def one_line(error: Exception) -> str:
+    """An error's text on one line."""
+    return " ".join(str(error).split())
