@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import timm  # noqa: F401, first: torch imports faster from here than from the depth of the package's own imports
 
-from interp_zoo import models
+from interp_zoo import hub, models
 from interp_zoo.explain import Comparison, Cost, Explainer, Explanation, compare, list_methods
 from interp_zoo.models import list_models
 
@@ -25,6 +25,7 @@ __all__ = [
     "Explanation",
     "compare",
     "explain",
+    "hub",
     "list_methods",
     "list_models",
     "models",

@@ -1,4 +1,4 @@
-"""The command line: interp-zoo explain | compare | methods | models."""
+"""The command line: interp-zoo explain | compare | methods | models | push."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from timm.models import model_entrypoint
 from torch import nn
 
 from interp_zoo.explain import Explainer, Explanation, compare as compare_methods
@@ -22,8 +21,10 @@ from interp_zoo.explain.compare import ROWS, check_figure
 from interp_zoo.explain.inputs import is_url, not_there
 from interp_zoo.explain.methods import get_method, list_methods
 from interp_zoo.explain.render import check_ending
+from interp_zoo.hub import prepare, publish
 from interp_zoo.models import create, list_models
-from interp_zoo.models.loading import place
+from interp_zoo.models.counting import architecture, flops, parameters
+from interp_zoo.models.loading import place, whereabouts
 
 T = TypeVar("T")
 
@@ -154,14 +155,48 @@ def methods_table() -> str:
 @app.command()
 def models() -> None:
     """List this package's own timm architectures. All others of timm can be explained, too: timm.list_models()."""
-    table = Table("model", "what it is")
+    table = Table("model", "params", "GFLOPs", "tag", "weights")
+    table.columns[4].overflow = "fold"
+    for column in table.columns[:4]:
+        column.no_wrap = True
     for name in list_models():
-        table.add_row(name, escape(_summary(name)))
+        model = architecture(name)
+        tag, weights = whereabouts(name)
+        table.add_row(
+            name, f"{parameters(model) / 1e6:.2f} M", f"{flops(model) / 1e9:.3f}", escape(tag), escape(weights)
+        )
     out.print(table)
+    out.print("GFLOPs: 2 x multiplications of convolutions and matrix products.", highlight=False)
 
 
-def _summary(name: str) -> str:
-    return (model_entrypoint(name).__doc__ or "").strip().partition("\n")[0]
+@app.command()
+def push(
+    model: Annotated[str, typer.Argument(help="The model's name, such as ca_resnet50.")],
+    repo_id: Annotated[str, typer.Option(help="Where on the Hub: user/name.")],
+    checkpoint: Annotated[Path, typer.Option(help="A safetensors file with the model's weights.")],
+    results: Annotated[
+        Path | None, typer.Option(help="A results file (JSON): the figures on the card. Without one it has none.")
+    ] = None,
+    card: Annotated[Path | None, typer.Option(help="A card of your own (Markdown) in place of the one made.")] = None,
+    license: Annotated[str | None, typer.Option(help="The licence, by the Hub's name of it.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="What training started from, by the Hub's name of it.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the new repository private.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Replace files that the repository holds already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the files to a folder, and push nothing.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder for --dry-run.")] = None,
+) -> None:
+    """Publish a model on the Hugging Face Hub: weights (safetensors), timm's config, a card with what was measured."""
+    about: dict[str, Any] = {"results": results, "card": card, "license": license, "base_model": base_model}
+    made = _or_exit(lambda: create(model, checkpoint=checkpoint))
+    if dry_run:
+        folder = output or Path(repo_id.rpartition("/")[2])
+        for file in _or_exit(lambda: prepare(made, repo_id, folder, **about)):
+            out.print(f"{escape(str(file))}  {file.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
+        out.print("nothing was pushed (--dry-run)")
+        return
+    done = _or_exit(lambda: publish(made, repo_id, private=private, update=update, **about))
+    out.print(f"[bold]{escape(done.url)}[/bold] at commit {done.commit}", highlight=False, soft_wrap=True)
+    out.print(f'timm.create_model("hf-hub:{escape(repo_id)}", pretrained=True)', highlight=False, soft_wrap=True)
 
 
 def _model(name: str, checkpoint: Path | None, device: str | None) -> nn.Module:

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import interp_zoo  # noqa: F401, registers the demo model with timm
+import interp_zoo  # noqa: F401, registers this package's models with timm
+from interp_zoo.models import CAStream
 
 torch.set_num_threads(2)
 
@@ -37,6 +38,23 @@ def lively(name: str, seed: int = 0, **kwargs: Any) -> nn.Module:
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
+
+
+def lively_ca(name: str = "test_resnet", seed: int = 5, **kwargs: Any) -> CAStream:
+    """A lively ResNet that is pooled by a stream with random weights, whose attention is far from uniform."""
+    backbone = lively(name, seed, **kwargs)
+    torch.manual_seed(seed)
+    model = CAStream(backbone, ("maxpool", "layer1", "layer2", "layer3"), init="paper").eval()
+    blocks: Any = model.stream.blocks
+    with torch.no_grad():
+        for block in blocks[:-1]:
+            block.proj.weight.mul_(25)
+    return model
+
+
+def suits(method: str, kind: str) -> bool:
+    """Whether a method takes the tiny model of that fixture's name."""
+    return {"cam": "tiny_cnn", "attention": "tiny_ca"}.get(method, kind) == kind
 
 
 def texture(size: tuple[int, int] = (240, 320), seed: int = 0) -> Image.Image:
@@ -72,6 +90,12 @@ def tiny_vit() -> nn.Module:
 def tiny_nonlinear() -> nn.Module:
     """ConvNeXt of 0.3 M parameters: a norm between pooling and classifier, so no affine tail."""
     return lively("test_convnext", num_classes=10)
+
+
+@pytest.fixture
+def tiny_ca() -> nn.Module:
+    """The same ResNet pooled by a cross-attention stream."""
+    return lively_ca(num_classes=10)
 
 
 @pytest.fixture

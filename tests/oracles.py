@@ -314,3 +314,35 @@ def opticam_value(logits: Tensor, c: int, y: Tensor, objective: str) -> Tensor:
     if objective == "difference":
         return (logits[c] - y).abs().neg()
     return logits[c]
+
+
+@oracle("attention")
+def attention(model: nn.Module, x: Tensor, c: int, layer: str, *, block: int = -1, softmax: bool = False) -> Tensor:
+    """The scores of a block less their minimum, or its attention; see `ca_stream` (`c` and `layer` do not matter)."""
+    scores, weights, _ = ca_stream(model, x)[block]
+    return weights if softmax else scores - scores.min()
+
+
+def ca_stream(model: nn.Module, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Equations 5 to 9 on a residual network of timm's with stem, layer1, ..., layer4, one block after the other.
+
+    Returns:
+        For each block the scores A q / sqrt(d) and the attention, (h, w), and the next query.
+    """
+    net: Any = model.get_submodule("backbone")
+    state = model.state_dict()
+    q = state["stream.query"]
+    found = []
+    with torch.no_grad():
+        a = net.maxpool(net.act1(net.bn1(net.conv1(x))))
+        for l in range(5):
+            if l:
+                a = net.get_submodule(f"layer{l}")(a)
+            _, d, h, w = a.shape
+            places = [a[0, :, i, j] for i in range(h) for j in range(w)]
+            scores = torch.stack([sum(p[k] * q[k] for k in range(d)) / d**0.5 for p in places])
+            weights = scores.exp() / scores.exp().sum()
+            pooled = sum(weights[n] * places[n] for n in range(h * w))
+            q = state[f"stream.blocks.{l}.proj.weight"] @ pooled + state[f"stream.blocks.{l}.proj.bias"]
+            found.append((scores.view(h, w), weights.view(h, w), q))
+    return found

@@ -13,8 +13,7 @@ The last query goes to the classifier in place of the average of the last map.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -22,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from interp_zoo.models.taps import Layout, Taps
-from interp_zoo.models.wrapping import input_shape, own_cfg, prefixed_groups
+from interp_zoo.models.wrapping import evaluating, input_shape, own_cfg, prefixed_groups
 
 T = TypeVar("T")
 Init = Literal["identity", "paper"]
 
-_INTERFACE = ("forward_features", "forward_head", "feature_info", "num_features", "reset_classifier")
+_INTERFACE = ("forward_features", "forward_head", "feature_info", "num_features", "num_classes")
 
 
 class CABlock(nn.Module):
@@ -86,6 +85,13 @@ class Stream(nn.Module):
             nn.init.eye_(layers[-1].weight)
             nn.init.zeros_(layers[-2].weight if len(layers) > 1 else self.query)
 
+    @property
+    def untrained(self) -> bool:
+        """Whether the stream is at the start that "identity" gives it."""
+        blocks: Any = self.blocks
+        start: Tensor = blocks[-2].proj.weight if len(blocks) > 1 else self.query
+        return not bool(start.any())
+
 
 class CAStream(nn.Module):
     """A timm backbone that is pooled by a cross-attention stream in place of its global average pooling.
@@ -128,14 +134,15 @@ class CAStream(nn.Module):
         self.backbone_frozen = False
         self.pretrained_cfg = self.default_cfg = own_cfg(getattr(backbone, "pretrained_cfg", None) or {}, "backbone")
         self.feature_info = [{**i, "module": f"backbone.{i['module']}"} for i in self.backbone.feature_info]
+        self.num_classes: int = self.backbone.num_classes
         self.num_features: int = self.backbone.num_features
-        self.head_hidden_size: int = self.backbone.head_hidden_size
+        self.head_hidden_size: int = getattr(backbone, "head_hidden_size", self.num_features)
         if hasattr(backbone, "in_chans"):
             self.in_chans = self.backbone.in_chans
         shape, parameter = input_shape(backbone), next(backbone.parameters())
         picture = torch.arange(shape.numel(), device=parameter.device).sin()  # nowhere constant, and no draw
         x = picture.to(parameter.dtype).view(1, *shape)
-        with _evaluating(backbone), torch.no_grad():
+        with evaluating(backbone), torch.no_grad():
             self._taps = Taps(backbone, self._usable_taps(x) if taps is None else taps)
             final, maps = self._run(x)
             self._layouts = [
@@ -150,11 +157,6 @@ class CAStream(nn.Module):
                 "the stream starts from another prediction than the backbone's, so train the classifier, too",
                 stacklevel=2,
             )
-
-    @property
-    def num_classes(self) -> int:
-        """How many logits the model gives, 0 without a classifier."""
-        return int(self.backbone.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, classes) of normalised pictures (B, channels, H, W)."""
@@ -174,12 +176,12 @@ class CAStream(nn.Module):
         The attention to a map is (B, h, w), to tokens (B, p); over the places it sums to 1.
         """
         final, maps = self._run(x)
-        query = self.stream.query.expand(len(x), -1)
+        query = self.stream.query.repeat(x.shape[0], 1)
         found = []
         for i, a in enumerate((*maps, final)):
             block: Any = self.stream.blocks[i]
             query, attention = block.attend(query, self._places(i, a))
-            found.append(attention.view(len(x), *self._layouts[i].grid(a)))
+            found.append(attention.view(x.shape[0], *self._layouts[i].grid(a)))
         return self._head(query), found
 
     def forward_intermediates(
@@ -216,6 +218,7 @@ class CAStream(nn.Module):
         """
         check_global_pool(global_pool)
         self.backbone.reset_classifier(num_classes)
+        self.num_classes = num_classes
 
     def freeze_backbone(self, frozen: bool = True) -> CAStream:
         """Freezes the backbone, its classifier included, so that the stream alone is trained; returns the model.
@@ -267,7 +270,7 @@ class CAStream(nn.Module):
             raise
 
     def _tokens(self, final: Tensor, maps: list[Tensor]) -> Tensor:
-        query = self.stream.query.expand(len(final), -1)
+        query = self.stream.query.repeat(final.shape[0], 1)
         for i, a in enumerate(maps):
             query = self.stream.blocks[i](query, self._places(i, a))
         places = self._places(-1, final)
@@ -335,15 +338,3 @@ def check_global_pool(global_pool: str | None) -> None:
             f'`global_pool` is "{global_pool}", but in a CA-Stream the stream pools: leave it out, '
             "or take the maps from forward_features or features_only=True"
         )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the block; each module is then as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

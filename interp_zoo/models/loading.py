@@ -23,6 +23,14 @@ def list_models() -> list[str]:
     return sorted(name for name in _timm_models() if timm.models.model_entrypoint(name).__module__.startswith(_OURS))
 
 
+def whereabouts(name: str) -> tuple[str, str]:
+    """The default tag of one of this package's architectures, and where its weights are."""
+    cfg = _cfg(name)
+    if cfg.file:
+        return cfg.tag or "", "in this package"
+    return cfg.tag or "", cfg.hf_hub_id or cfg.origin_url or "none yet"
+
+
 def create(name: str, *, checkpoint: str | Path | None = None) -> nn.Module:
     """A timm model by name, in eval mode: its pretrained weights, or those of a checkpoint.
 

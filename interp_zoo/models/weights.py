@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def build(make: Callable[..., M], variant: str, pretrained: bool, *, otherwise: 
         return build_model_with_cfg(
             make, variant, True, pretrained_filter_fn=fitting, pretrained_cfg_overlay=overlay, **kwargs
         )
-    except OSError as error:  # huggingface_hub's own are, too
+    except (OSError, HTTPError) as error:
         raise OSError(f'"{variant}": its weights cannot be had from {source}: {one_line(error)}') from error
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise ValueError(f'"{variant}": the weights from {source} cannot be loaded: {one_line(error)}') from error
@@ -71,7 +72,7 @@ def trained(name: str, **kwargs: Any) -> nn.Module:
         model: nn.Module = timm.create_model(
             name, pretrained=True, pretrained_cfg_overlay={"hf_hub_filename": WEIGHTS_FILE}, **kwargs
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+    except (OSError, HTTPError, SafetensorError, RuntimeError, ValueError) as error:
         raise OSError(one_line(error)) from error
     return model
 

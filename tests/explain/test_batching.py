@@ -9,22 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import suits
 from torch import Tensor, nn
 
 import interp_zoo
 
-CLASSES = {"tiny_cnn": [2, 3, 7], "tiny_vit": [3, 2, 6], "tiny_nonlinear": [4, 0, 9]}
-CHANNELS = {"tiny_cnn": 96, "tiny_vit": 64, "tiny_nonlinear": 64}
-PLACES = {"tiny_cnn": 6, "tiny_vit": 24, "tiny_nonlinear": 6}  # of A, for pictures of 64 x 96
+CLASSES = {"tiny_cnn": [2, 3, 7], "tiny_vit": [3, 2, 6], "tiny_nonlinear": [4, 0, 9], "tiny_ca": [2, 3, 7]}
+CHANNELS = {"tiny_cnn": 96, "tiny_vit": 64, "tiny_nonlinear": 64, "tiny_ca": 96}
+PLACES = {"tiny_cnn": 6, "tiny_vit": 24, "tiny_nonlinear": 6, "tiny_ca": 6}  # of A, for pictures of 64 x 96
 STEPS = 4  # of Opti-CAM
 AT_THE_LAYER = ("cam", "gradcam", "gradcam_plusplus", "hirescam", "layercam", "xgradcam")  # gradients
-PAIRS = [
-    (name, kind)
-    for name in interp_zoo.list_methods()
-    for kind in CLASSES
-    if name != "cam" or kind == "tiny_cnn"  # which has the linear tail that it needs
-]
-ONCE_EACH = [(name, kind) for name, kind in PAIRS if kind == "tiny_vit" or name == "cam"]
+PAIRS = [(name, kind) for name in interp_zoo.list_methods() for kind in CLASSES if suits(name, kind)]
+ONCE_EACH = [(name, kind) for name, kind in PAIRS if kind == "tiny_vit" or name in ("cam", "attention")]
 # Tails that are tried at a model's first call, to see whether its tail is affine: in no picture's cost.
 PROBES = {"cam": 4, "ablationcam": 4}
 
@@ -187,7 +183,7 @@ def test_several_targets_of_a_picture(name: str, kind: str, model: nn.Module, pi
     one = [found(pictures[i], target=t).raw[0] for i, t in ((0, a), (0, b), (0, c), (1, b))]
     torch.testing.assert_close(several.raw, torch.stack(one[:3]), rtol=1e-6, atol=1e-12)
     torch.testing.assert_close(mixed.raw, torch.stack([one[2], one[0], one[3]]), rtol=1e-6, atol=1e-12)
-    if name not in ("eigencam", "fakecam"):  # which look at no class
+    if name not in ("attention", "eigencam", "fakecam"):  # which look at no class
         assert not torch.allclose(several.raw[0], several.raw[1], rtol=1e-3, atol=0)
 
 

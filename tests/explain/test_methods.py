@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import suits
 from oracles import ORACLES, maps_and_gradients, masked, opticam_value, scaled, upsampled
 from torch import Tensor, nn
 
@@ -15,17 +16,20 @@ from interp_zoo.explain.methods import get_method
 
 # Where each tiny model is cut, two classes, of which the first one's score is above 0 and the second one's below, and
 # the pictures' size (a class token's twin reads squares only).
-LAYERS = {"tiny_cnn": "layer4", "tiny_vit": "blocks.4", "tiny_nonlinear": "norm_pre"}
-CLASSES = {"tiny_cnn": [2, 9], "tiny_vit": [3, 8], "tiny_nonlinear": [4, 8]}
-SIZES = {"tiny_cnn": (64, 96), "tiny_vit": (96, 96), "tiny_nonlinear": (64, 96)}
+LAYERS = {"tiny_cnn": "layer4", "tiny_vit": "blocks.4", "tiny_nonlinear": "norm_pre", "tiny_ca": "forward_features"}
+CLASSES = {"tiny_cnn": [2, 9], "tiny_vit": [3, 8], "tiny_nonlinear": [4, 8], "tiny_ca": [3, 5]}
+SIZES = {"tiny_cnn": (64, 96), "tiny_vit": (96, 96), "tiny_nonlinear": (64, 96), "tiny_ca": (64, 96)}
 MODELS = list(LAYERS)
-LINEAR_ONLY = "cam"
+TWINS_LAYERS = LAYERS | {"tiny_ca": "backbone.layer4"}  # what forward_features hands on, with a query before it
+SUITED = [(name, kind) for name in interp_zoo.list_methods() for kind in MODELS if suits(name, kind)]
 
 # Compared in float64 alone: Opti-CAM's hundred steps carry rounding on, and HiResCAM before LayerNorm is little else.
 DOUBLE_ONLY = {("opticam", kind) for kind in MODELS} | {("hirescam", "tiny_vit")}
 
 # Options other than the defaults: all values of the words, both of the switches.
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("attention", {"block": 1}),
+    ("attention", {"softmax": True}),
     ("layercam", {"positive": False}),
     ("reciprocam", {"score": "logit"}),
     ("reciprocam", {"gaussian": False}),
@@ -71,7 +75,7 @@ def twins(name: str, kind: str, model: nn.Module, x: Tensor, **options: Any) -> 
     """The twin's maps, (2, h, w), one picture and class after the other."""
     double = copy.deepcopy(model).double()
     pairs = zip(x.double().split(1), CLASSES[kind], strict=True)
-    return torch.stack([ORACLES[name](double, picture, c, LAYERS[kind], **options) for picture, c in pairs])
+    return torch.stack([ORACLES[name](double, picture, c, TWINS_LAYERS[kind], **options) for picture, c in pairs])
 
 
 def packages(name: str, kind: str, model: nn.Module, x: Tensor, **options: Any) -> Tensor:
@@ -112,12 +116,16 @@ def test_scores_of_both_signs(kind: str, model: nn.Module, pictures: Tensor) -> 
     assert scores[1] < -0.1
 
 
-@pytest.mark.parametrize("name", interp_zoo.list_methods())
-def test_equals_its_twin(name: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
-    if name == LINEAR_ONLY and kind != "tiny_cnn":
-        with pytest.raises(ValueError, match=f'`method` "cam" needs .* "{LAYERS[kind]}", .* use "gradcam"'):
+@pytest.mark.parametrize("name", ["cam", "attention"])
+def test_unsuitable_models(name: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
+    if not suits(name, kind):
+        why = {"cam": f'needs .* "{LAYERS[kind]}"', "attention": "shows what a CA-Stream attends to"}[name]
+        with pytest.raises(ValueError, match=f'`method` "{name}" {why}, .* use "gradcam"'):
             interp_zoo.Explainer(model, name)(pictures)
-        return
+
+
+@pytest.mark.parametrize(("name", "kind"), SUITED, indirect=["kind"])
+def test_equals_its_twin(name: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
     fewer: dict[str, Any] = {"iterations": 30} if (name, kind) == ("opticam", "tiny_nonlinear") else {}
     want = twins(name, kind, model, pictures, **fewer)
     got = packages(name, kind, model, pictures.double(), **fewer)
@@ -137,8 +145,15 @@ def test_hirescam_before_layernorm_is_rounding(tiny_vit: nn.Module, batch: Tenso
     assert terms.sum(0).abs().max() < 1e-5 * terms.abs().sum(0).max()
 
 
-@pytest.mark.parametrize("kind", ["tiny_cnn", "tiny_vit"], indirect=True)
-@pytest.mark.parametrize(("name", "options"), OPTIONS)
+@pytest.mark.parametrize(
+    ("name", "options", "kind"),
+    [
+        (name, options, kind)
+        for name, options in OPTIONS
+        for kind in (("tiny_ca",) if name == "attention" else ("tiny_cnn", "tiny_vit"))
+    ],
+    indirect=["kind"],
+)
 def test_options_equal_their_twins(
     name: str, options: dict[str, Any], kind: str, model: nn.Module, pictures: Tensor
 ) -> None:
@@ -147,18 +162,22 @@ def test_options_equal_their_twins(
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
-def test_options_act(name: str, options: dict[str, Any], tiny_vit: nn.Module, batch: Tensor) -> None:
+def test_options_act(
+    name: str, options: dict[str, Any], tiny_vit: nn.Module, tiny_ca: nn.Module, batch: Tensor
+) -> None:
     """No option is without effect on these pictures, so that the twins above can tell."""
     steps: dict[str, Any] = {"iterations": 20} if name == "opticam" else {}
     x = batch[:2, :, :96, :96]
     default, other = (
-        interp_zoo.Explainer(tiny_vit, name, **chosen)(x, target=CLASSES["tiny_vit"]).raw
+        interp_zoo.Explainer(tiny_ca if name == "attention" else tiny_vit, name, **chosen)(x, target=[3, 8]).raw
         for chosen in (steps, steps | options)
     )
+    if default.shape != other.shape:
+        return  # another block's
     assert (default - other).abs().max() > 1e-3 * default.abs().max()
 
 
-@pytest.mark.parametrize("name", sorted(set(interp_zoo.list_methods()) - {LINEAR_ONLY}))
+@pytest.mark.parametrize(("name", "kind"), [(n, k) for n, k in SUITED if n != "cam"], indirect=["kind"])
 def test_function_of_the_logits_as_target(name: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
     """A function that gives a class' logit is explained as the class is (Ablation-CAM then runs the tail)."""
     c = CLASSES[kind][0]
@@ -173,6 +192,8 @@ def test_function_of_the_logits_as_target(name: str, kind: str, model: nn.Module
 @pytest.mark.parametrize(
     ("name", "options", "match"),
     [
+        ("attention", {"block": 5}, r"`block` is 5, but the stream has 5 blocks: 0 to 4, or -1"),
+        ("attention", {"block": -6}, r"`block` is -6, but the stream has 5 blocks"),
         ("opticam", {"objective": "loss"}, '`objective` is "loss", but must be one of logit, probability, margin'),
         ("opticam", {"iterations": 0}, "`iterations` is 0, but must be at least 1"),
         ("scorecam", {"score": "loss"}, '`score` is "loss", but must be "logit" or "probability"'),
@@ -181,10 +202,10 @@ def test_function_of_the_logits_as_target(name: str, kind: str, model: nn.Module
     ],
 )
 def test_wrong_values_of_options(
-    name: str, options: dict[str, Any], match: str, tiny_vit: nn.Module, batch: Tensor
+    name: str, options: dict[str, Any], match: str, tiny_vit: nn.Module, tiny_ca: nn.Module, batch: Tensor
 ) -> None:
     with pytest.raises(ValueError, match=match):
-        interp_zoo.Explainer(tiny_vit, name, **options)(batch[:1, :, :96, :96])
+        interp_zoo.Explainer(tiny_ca if name == "attention" else tiny_vit, name, **options)(batch[:1, :, :96, :96])
 
 
 @pytest.mark.parametrize("objective", ["probability", "margin"])

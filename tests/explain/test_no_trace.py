@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import lively
+from conftest import lively, lively_ca
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,8 +24,8 @@ from interp_zoo import Explainer, explain, list_methods
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:map .* is blank:UserWarning")]
 
 OPTIONS: dict[str, dict[str, Any]] = {"opticam": {"iterations": 4}}  # enough to get into the loop
-MODELS = {"cnn": "test_resnet", "vit": "test_vit"}
-REFUSED = {("vit", "cam")}
+MODELS = {"cnn": "test_resnet", "vit": "test_vit", "ca": "test_resnet"}
+REFUSED = {("vit", "cam"), ("ca", "cam"), ("cnn", "attention"), ("vit", "attention")}
 EVERY = [(kind, method) for kind in MODELS for method in list_methods()]
 # In-place activations, dense and residual connections, squeeze and excitation, caches that eval mode fills.
 OTHERS = ["densenet121", "test_byobnet", "test_efficientnet", "mnasnet_small", "levit_128s", "in_place"]
@@ -128,7 +128,7 @@ def built(kind: str, **options: Any) -> nn.Module:
         return InPlace().eval()
     name = MODELS.get(kind, kind)
     options |= {"img_size": 64} if name == "test_vit" else {}
-    return lively(name, num_classes=10, **options)
+    return (lively_ca if kind == "ca" else lively)(name, num_classes=10, **options)
 
 
 def pictures(kind: str = "", n: int = 2) -> Tensor:
@@ -185,7 +185,7 @@ class Fuse:
 @pytest.mark.parametrize(("kind", "method"), EVERY + [(k, m) for k in OTHERS for m in PASSES])
 def test_after_a_call(kind: str, method: str) -> None:
     model, x = lived_in(built(kind)), pictures(kind)
-    refused = pytest.raises(ValueError, match="global average pooling and a linear classifier")
+    refused = pytest.raises(ValueError, match=f'`method` "{method}" (needs global average pooling|shows what a CA)')
     for _ in range(2):  # the cut is looked for, then known
         with no_trace(model, x), refused if (kind, method) in REFUSED else nullcontext():
             run(model, method, x)
@@ -199,7 +199,7 @@ def test_after_a_wrong_target(kind: str, method: str) -> None:
     del model.num_classes  # then it is the logits that tell, half-way
     with no_trace(model, x), pytest.raises(ValueError, match="`target` is 10, but the model has 10 classes: 0 to 9"):
         run(model, method, x, target=10)
-    if method not in ("eigencam", "fakecam", "cam"):
+    if method not in ("attention", "eigencam", "fakecam", "cam"):
         with no_trace(model, x), pytest.raises(ValueError, match="`target` must turn logits"):
             run(model, method, x, target=lambda logits: logits)
 
@@ -333,18 +333,22 @@ def resident() -> int:
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_thousand_calls(kind: str) -> None:
     model, x = built(kind), pictures(n=1)
     for _ in range(50):
         run(model, "gradcam", x)
-    tensors, size = live_tensors(), resident()
+    tensors, size, hooks = live_tensors(), resident(), hooks_of(model)
     with no_trace(model, x):
         for _ in range(1000):
             run(model, "gradcam", x)
     assert live_tensors() <= tensors
     assert resident() - size < 6 * 2**20
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert hooks_of(model) == hooks
 
 
 def test_nothing_keeps_a_model_alive() -> None:
