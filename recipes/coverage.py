@@ -1,4 +1,4 @@
-"""Explain the smallest model of each of timm's modules, check the explanation, and write the table.
+"""Explain the smallest model of each of timm's modules, and this package's own, check it, and write the table.
 
     python recipes/coverage.py --output docs/coverage.md
 
@@ -62,6 +62,9 @@ class Row:
 def timm_modules() -> list[str]:
     """The modules of timm's own models, without those that others (this package too) have registered."""
     return [module for module in list_modules() if hasattr(timm.models, module)]
+
+
+OWN = "interp_zoo"  # in the place of a module: all architectures of this package
 
 
 def smallest(module: str) -> str:
@@ -201,8 +204,8 @@ def table(rows: list[Row], command: str) -> str:
         "# Coverage of timm",
         "",
         f"Written by `{command}` with timm {timm.__version__} and torch {torch.__version__.partition('+')[0]}: the "
-        f"smallest model of each module, untrained, no layer named. Of {len(rows)} modules "
-        f"{sum(row.passed for row in rows)} pass every check ({counts}).",
+        "smallest model of each of timm's modules, and all of this package's own, untrained, no layer named. "
+        f"Of {len(rows)} models {sum(row.passed for row in rows)} pass every check ({counts}).",
         "",
         "What is checked: see [recipes/coverage.py](../recipes/coverage.py). Passes: forward + tail backward for "
         "a picture; seconds: for a picture by Grad-CAM on a CPU.",
@@ -217,23 +220,23 @@ def table(rows: list[Row], command: str) -> str:
 def main() -> None:
     """Explains, checks and writes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--modules", default="", help="comma-separated; all of timm's if empty")
+    parser.add_argument("--modules", default="", help="comma-separated; all of timm's and interp_zoo if empty")
     parser.add_argument("--output", type=Path, default=Path("docs/coverage.md"), help="the table, in Markdown")
     args = parser.parse_args()
-    known = timm_modules()
+    known = [*timm_modules(), OWN]
     wanted = args.modules.split(",") if args.modules else known
     if unknown := set(wanted) - set(known):
         parser.error(f"--modules: timm has no {', '.join(sorted(unknown))}")
     warnings.filterwarnings("ignore", message="map .* is blank")  # untrained networks speak against many a class
     rows = []
-    for number, module in enumerate(wanted, 1):
-        name = smallest(module)
-        try:
-            row = explain(module, name)
-        except Exception as error:  # the table says what happened; the other modules go on
-            row = Row(module, name, note=f"{type(error).__name__}: {error}")
-        rows.append(row)
-        print(f"{number}/{len(wanted)} {module}: {row.model} at {row.cut}, {'pass' if row.passed else row}", flush=True)
+    for module in wanted:
+        for name in interp_zoo.list_models() if module == OWN else [smallest(module)]:
+            try:
+                row = explain(module, name)
+            except Exception as error:  # the table says what happened; the other models go on
+                row = Row(module, name, note=f"{type(error).__name__}: {error}")
+            rows.append(row)
+            print(f"{len(rows)} {module}: {row.model} at {row.cut}, {'pass' if row.passed else row}", flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     command = "python recipes/coverage.py" + (f" --modules {args.modules}" if args.modules else "")
     args.output.write_text(table(rows, command))

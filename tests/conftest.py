@@ -10,11 +10,14 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that wait do not take the cores from others
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
 import torch
+from hubserver import TOKEN, Hub, serving
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import interp_zoo  # noqa: F401, registers this package's models with timm
@@ -63,6 +66,19 @@ def texture(size: tuple[int, int] = (240, 320), seed: int = 0) -> Image.Image:
     coarse = [Image.fromarray(rng.integers(0, 255, (s, s, 3), dtype=np.uint8)) for s in (3, 8, 24)]
     layers = [np.asarray(image.resize(size[::-1]), dtype=np.float64) for image in coarse]
     return Image.fromarray(np.mean(layers, 0).astype(np.uint8))
+
+
+def saved(name: str, folder: Path, **kwargs: Any) -> Path:
+    """A safetensors file of a lively model."""
+    file = folder / f"{name}.safetensors"
+    save_file(lively(name, **kwargs).state_dict(), file)
+    return file
+
+
+def assert_one_line(error: BaseException) -> None:
+    """Users see it on one line."""
+    assert "\n" not in str(error)
+    assert len(str(error)) < 600
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +135,18 @@ def cat() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("needs the extra demo")
     return Path(spec.origin).parent / "data" / "chelsea.png"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A running, empty Hub, which the client takes for the real one."""
+    constants: Any = huggingface_hub.constants
+    with serving(Hub()) as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between its retries
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield running

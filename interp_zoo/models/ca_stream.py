@@ -301,21 +301,17 @@ class CAStream(nn.Module):
         return list(usable)
 
     def _layout(self, output: object, tap: str = "") -> Layout:
-        prefix, channels_last = (
-            getattr(self.backbone, "num_prefix_tokens", 0),
-            getattr(self.backbone, "output_fmt", "") == "NHWC",
-        )
         if isinstance(output, Tensor) and output.ndim in (3, 4):
+            prefix = getattr(self.backbone, "num_prefix_tokens", 0)
+            channels_last = getattr(self.backbone, "output_fmt", "") == "NHWC"
             layout = Layout.of(output, prefix=prefix, channels_last=channels_last)
             if layout.places(output).shape[1] > 1:
                 return layout
-        kind = (
-            f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        )
-        if tap:
-            kind = "nothing, since it is not run," if output is None else kind
-            raise ValueError(f'`taps` names "{tap}", which gives {kind} and no map or tokens: name another layer')
-        raise TypeError(f"`backbone` gives {kind} and no single map or tokens to pool: take another backbone")
+        shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        if not tap:
+            raise TypeError(f"`backbone` gives {shape} and no single map or tokens to pool: take another backbone")
+        found = "is not run" if output is None else f"gives {shape} and no map or tokens"
+        raise ValueError(f'`taps` names "{tap}", which {found}: name another layer')
 
     def _averages(self, final: Tensor) -> bool:
         """Whether the backbone's head reads nothing of its last map but the average."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -140,5 +141,5 @@ def names_in(names: Any) -> tuple[str, ...]:
 
 
 def one_line(error: Exception) -> str:
-    """An error's text on one line."""
-    return " ".join(str(error).split())
+    """An error's text on one line, and no more of it than its reader needs."""
+    return textwrap.shorten(str(error), width=300, placeholder=" ...")

@@ -308,7 +308,7 @@ def test_checkpoints_that_do_not_fit(tiny_cnn: nn.Module, tmp_path: Path) -> Non
 
 def test_pickled_checkpoints_are_not_loaded(tiny_cnn: nn.Module, tmp_path: Path) -> None:
     torch.save(tiny_cnn.state_dict(), tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=r"`checkpoint` .* pickled checkpoints are not loaded: convert them") as caught:
+    with pytest.raises(ValueError, match=r"`checkpoint` .*pickled weights are not loaded, convert them") as caught:
         create("test_resnet", checkpoint=tmp_path / "model.pth")
     assert "\n" not in str(caught.value)
     assert "save_file(torch.load(path, weights_only=True)" in str(caught.value)
@@ -334,9 +334,7 @@ def test_no_network(error: type[Exception], picture: Tensor, monkeypatch: pytest
         raise error("We cannot reach the hub.\nPlease check\nyour connection")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    message = (
-        r'`model` "test_resnet": its pretrained weights cannot be had \(We cannot reach the hub.\); give `checkpoint`'
-    )
+    message = r'`model` "test_resnet": its pretrained weights cannot be had \(We cannot reach the hub\. .*\); give'
     refused(OSError, message, "test_resnet", picture)
 
 

@@ -91,8 +91,8 @@ def test_compare_runs_a_toy(toy: str, tiny_vit: nn.Module, picture: Tensor) -> N
     assert list(by_name.explanations) == ["toy", "gradcam"]
     assert by_name.left_out == {}
     everything = compare(tiny_vit, picture)
-    assert list(everything.explanations) == [name for name in list_methods() if name != "cam"]
-    assert list(everything.left_out) == ["cam"]  # needs a linear tail
+    assert list(everything.explanations) == [n for n in list_methods() if n not in ("cam", "attention")]
+    assert list(everything.left_out) == ["attention", "cam"]  # which need a stream, and a linear tail
     torch.testing.assert_close(everything.explanations[toy].raw, by_name.explanations[toy].raw)
 
 

@@ -1,0 +1,133 @@
+"""Weights: from where they should come, all of them or a one-line error, and never a pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from conftest import assert_one_line, lively, saved
+from hubserver import Hub
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import interp_zoo
+from interp_zoo.hub import prepare, publish
+
+NAME, REPO = "ca_resnet18_cifar", "me/ca_resnet18_cifar.cifar100"
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def test_weights_of_the_backbone_come_from_the_hub(hub: Hub, tmp_path: Path) -> None:
+    """`backbone_pretrained=True` takes timm's own weights, from safetensors."""
+    weights = saved("mobilenetv2_100", tmp_path)
+    hub.put("timm/mobilenetv2_100.ra_in1k", model__safetensors=weights.read_bytes())
+    model: Any = timm.create_model("ca_mobilenetv2_100", backbone_pretrained=True).eval()
+    want = timm.create_model("mobilenetv2_100", checkpoint_path=str(weights)).eval()
+    pictures = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(pictures), want(pictures), rtol=1e-5, atol=1e-5)
+    assert model.pretrained_cfg["crop_pct"] == want.pretrained_cfg["crop_pct"]  # type: ignore[index]
+    assert model.pretrained_cfg["architecture"] == "ca_mobilenetv2_100"
+    hub.repos["timm/mobilenetv2_100.ra_in1k"].append({"pytorch_model.bin": b"a pickle"})
+    with pytest.raises(
+        OSError, match=r'`backbone_pretrained` is "mobilenetv2_100.ra_in1k", whose weights cannot be'
+    ) as caught:
+        timm.create_model("ca_mobilenetv2_100", backbone_pretrained=True)
+    assert_one_line(caught.value)
+    assert not any("pytorch_model.bin" in request for request in hub.requests)
+
+
+def test_weights_that_are_damaged(hub: Hub, tmp_path: Path) -> None:
+    publish(lively(NAME), REPO)
+    config = hub.repos[REPO][-1]["config.json"]
+    whole = hub.repos[REPO][-1]["model.safetensors"]
+    other = saved("resnet18_cifar", tmp_path).read_bytes()
+    fewer = load_file(saved(NAME, tmp_path))
+    fewer.pop("stream.query")
+    save_file(fewer, tmp_path / "fewer.safetensors")
+    for i, (content, match) in enumerate(
+        (
+            (whole[: len(whole) // 2], "cannot be loaded: "),
+            (b"\x80\x04 a pickle", "cannot be loaded: "),
+            (other, r"cannot be loaded: \d+ of \d+ tensors differ"),
+            (
+                (tmp_path / "fewer.safetensors").read_bytes(),
+                r"cannot be loaded: 1 of 13\d tensors differ, stream.query first",
+            ),
+        )
+    ):
+        repo = f"me/damaged{i}"
+        hub.put(repo, config__json=config, model__safetensors=content)
+        for classes in (None, 5):  # with other classes timm would let missing weights pass
+            with pytest.raises(ValueError, match=f'"{NAME}": the weights from {repo} {match}') as caught:
+                timm.create_model(f"hf-hub:{repo}", pretrained=True, num_classes=classes)
+            assert_one_line(caught.value)
+        with pytest.raises(OSError, match=f'`model` "hf-hub:{repo}": its pretrained weights cannot be had'):
+            interp_zoo.explain(f"hf-hub:{repo}", torch.zeros(3, 32, 32))
+
+
+def test_a_download_that_breaks_off(hub: Hub, x: Tensor) -> None:
+    publish(lively(NAME), REPO)
+    hub.fault = "truncate"
+    with pytest.raises(OSError, match=f'"{NAME}": its weights cannot be had from {REPO}: peer closed') as caught:
+        timm.create_model(f"hf-hub:{REPO}", pretrained=True)
+    assert_one_line(caught.value)
+    with pytest.raises(OSError, match="its pretrained weights cannot be had") as caught:
+        interp_zoo.explain(f"hf-hub:{REPO}", x)
+    assert_one_line(caught.value)
+    hub.fault = ""
+    assert torch.equal(timm.create_model(f"hf-hub:{REPO}", pretrained=True).eval()(x), lively(NAME)(x))
+
+
+def test_pickled_weights_are_refused(hub: Hub, tmp_path: Path) -> None:
+    model = lively(NAME)
+    prepare(model, REPO, tmp_path / "folder")
+    torch.save(model.state_dict(), tmp_path / "folder" / "pytorch_model.bin")
+    (tmp_path / "folder" / "model.safetensors").unlink()
+    pickle = (tmp_path / "folder" / "pytorch_model.bin").read_bytes()
+    hub.put("me/pickled", config__json=(tmp_path / "folder" / "config.json").read_bytes(), pytorch_model__bin=pickle)
+    for name, overlay in (
+        (f"local-dir:{tmp_path / 'folder'}", {}),
+        (NAME, {"file": str(tmp_path / "folder" / "pytorch_model.bin")}),
+        (NAME, {"url": "https://example.com/weights.pth"}),
+    ):
+        with pytest.raises(
+            ValueError, match=r"convert them with save_file\(torch.load\(path, weights_only=True\), new"
+        ) as caught:
+            timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+        assert_one_line(caught.value)
+    with pytest.raises(OSError, match=r"its weights cannot be had from me/pickled: .*model.safetensors"):
+        timm.create_model("hf-hub:me/pickled", pretrained=True)
+    assert not any("GET" in request and ".bin" in request for request in hub.requests)
+
+
+@pytest.mark.parametrize("name", [n for n in interp_zoo.list_models() if not n.startswith("demo")])
+def test_no_random_weights_for_trained_ones(name: str) -> None:
+    """None are released yet: `pretrained=True` says how they come about."""
+    with pytest.raises(
+        OSError, match=f'"{name}" has no trained weights yet: train it with "accelerate launch '
+    ) as caught:
+        timm.create_model(name, pretrained=True)
+    assert_one_line(caught.value)
+    assert f'publish it with "interp-zoo push {name}"' in str(caught.value)
+    assert ("backbone_pretrained=True" in str(caught.value)) == name.startswith("ca_")
+
+
+def test_backbones_of_another_architecture(tmp_path: Path) -> None:
+    prepare(lively("mobilenetv2_cifar"), "me/other", tmp_path / "other")
+    with pytest.raises(
+        ValueError, match=r'`backbone_pretrained` is "local-dir:.*", which is no resnet18_cifar as '
+    ) as caught:
+        timm.create_model(NAME, backbone_pretrained=f"local-dir:{tmp_path / 'other'}")
+    assert_one_line(caught.value)
+    with pytest.raises(OSError, match=r'`backbone_pretrained` is "local-dir:.*", .*there is no model.safetensors in'):
+        timm.create_model(NAME, backbone_pretrained=f"local-dir:{tmp_path}")
+    with pytest.raises(OSError, match='whose weights cannot be had: "resnet18_cifar" has no trained weights yet'):
+        timm.create_model(NAME, backbone_pretrained=True)
