@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import timm
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from safetensors import SafetensorError
-from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, get_pretrained_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
@@ -48,8 +48,11 @@ def build(make: Callable[..., M], variant: str, pretrained: bool, *, otherwise: 
             f'{variant}" and publish it with "interp-zoo push {variant}"{otherwise}'
         )
     _refuse_pickles(variant, cfg)
+    own: Any = get_pretrained_cfg(variant)
+    # Which layers timm may leave out or adapt is the architecture's word, not that of a cfg that came with weights.
+    overlay = {**overlay, "first_conv": own.first_conv, "classifier": own.classifier}
     if cfg.get("hf_hub_id") == source:
-        overlay = {**overlay, "hf_hub_filename": WEIGHTS_FILE}
+        overlay["hf_hub_filename"] = WEIGHTS_FILE
     try:
         return build_model_with_cfg(
             make, variant, True, pretrained_filter_fn=fitting, pretrained_cfg_overlay=overlay, **kwargs
@@ -69,6 +72,9 @@ def trained(name: str, **kwargs: Any) -> nn.Module:
     folder = name.removeprefix("local-dir:")
     if folder != name and not (Path(folder) / WEIGHTS_FILE).is_file():
         raise OSError(f'there is no {WEIGHTS_FILE} in "{folder}" ({CONVERT})')
+    cfg = None if ":" in name else get_pretrained_cfg(name)
+    if cfg and cfg.url and not (cfg.file or cfg.hf_hub_id or str(cfg.url).endswith(".safetensors")):
+        raise OSError(f"they are pickled, at {cfg.url}: give what timm.create_model makes of them")
     try:
         model: nn.Module = timm.create_model(
             name, pretrained=True, pretrained_cfg_overlay={"hf_hub_filename": WEIGHTS_FILE}, **kwargs
@@ -99,16 +105,16 @@ def _refuse_pickles(variant: str, cfg: Mapping[str, Any]) -> None:
 def fitting(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Weights as they are, if they are a model's, or timm can make them so.
 
-    timm adapts the first convolution to other channels, and drops a classifier of another number of classes.
+    What timm does is adapting the first convolution to other channels, which it checks itself, and leaving out a
+    classifier of another number of classes.
 
     Raises:
         ValueError: if they are not.
     """
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    free = names_in(cfg.get("first_conv"))
-    if model.num_classes != cfg["num_classes"]:
-        free += names_in(cfg.get("classifier"))
-    wrong = differences(state, model, free=free)
+    first = tuple(name for name in names_in(cfg["first_conv"]) if f"{name}.weight" in state)
+    other = names_in(cfg["classifier"]) if model.num_classes != cfg["num_classes"] else ()
+    wrong = differences(state, model, free=first + other)
     if wrong:
         raise ValueError(wrong)
     return state

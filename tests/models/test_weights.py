@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,28 +50,49 @@ def test_weights_that_are_damaged(hub: Hub, tmp_path: Path) -> None:
     config = hub.repos[REPO][-1]["config.json"]
     whole = hub.repos[REPO][-1]["model.safetensors"]
     other = saved("resnet18_cifar", tmp_path).read_bytes()
-    fewer = load_file(saved(NAME, tmp_path))
-    fewer.pop("stream.query")
-    save_file(fewer, tmp_path / "fewer.safetensors")
+    fewer = {}
+    for name in ("stream.query", "backbone.conv1.weight"):
+        state = load_file(saved(NAME, tmp_path))
+        state.pop(name)
+        save_file(state, tmp_path / "fewer.safetensors")
+        fewer[name] = (tmp_path / "fewer.safetensors").read_bytes()
+    loose = json.loads(config)
+    loose["pretrained_cfg"]["classifier"] = "backbone.conv1"  # which timm would leave out with other classes
     for i, (content, match) in enumerate(
         (
-            (whole[: len(whole) // 2], "cannot be loaded: "),
-            (b"\x80\x04 a pickle", "cannot be loaded: "),
-            (other, r"cannot be loaded: \d+ of \d+ tensors differ"),
-            (
-                (tmp_path / "fewer.safetensors").read_bytes(),
-                r"cannot be loaded: 1 of 13\d tensors differ, stream.query first",
-            ),
+            (whole[: len(whole) // 2], ""),
+            (b"\x80\x04 a pickle", ""),
+            (other, r"\d+ of \d+ tensors differ"),
+            (fewer["stream.query"], r"1 of 13\d tensors differ, stream.query first"),
+            (fewer["backbone.conv1.weight"], r"1 of 13\d tensors differ, backbone.conv1.weight first"),
         )
     ):
         repo = f"me/damaged{i}"
-        hub.put(repo, config__json=config, model__safetensors=content)
+        hub.put(repo, config__json=json.dumps(loose).encode(), model__safetensors=content)
         for classes in (None, 5):  # with other classes timm would let missing weights pass
-            with pytest.raises(ValueError, match=f'"{NAME}": the weights from {repo} {match}') as caught:
+            with pytest.raises(
+                ValueError, match=f'"{NAME}": the weights from {repo} cannot be loaded: {match}'
+            ) as caught:
                 timm.create_model(f"hf-hub:{repo}", pretrained=True, num_classes=classes)
             assert_one_line(caught.value)
         with pytest.raises(OSError, match=f'`model` "hf-hub:{repo}": its pretrained weights cannot be had'):
             interp_zoo.explain(f"hf-hub:{repo}", torch.zeros(3, 32, 32))
+
+
+def test_a_config_that_names_other_layers(hub: Hub, x: Tensor) -> None:
+    """A config cannot say what is left out: with other classes, all but the classifier is what was published."""
+    model: Any = lively(NAME)
+    publish(model, REPO)
+    loose = json.loads(hub.repos[REPO][-1]["config.json"])
+    loose["pretrained_cfg"] |= {"classifier": "backbone.layer1.0.conv1", "first_conv": "backbone.layer2.0.conv1"}
+    hub.put(REPO, config__json=json.dumps(loose).encode())
+    other: Any = timm.create_model(f"hf-hub:{REPO}", pretrained=True, num_classes=5).eval()
+    assert torch.equal(other.forward_features(x), model.forward_features(x))
+
+
+def test_models_that_timm_has_as_pickles_only() -> None:
+    with pytest.raises(OSError, match=r"are pickled, at https://.*pth: give what timm.create_model makes of them"):
+        interp_zoo.explain("gcvit_tiny", torch.zeros(3, 224, 224))
 
 
 def test_a_download_that_breaks_off(hub: Hub, x: Tensor) -> None:
