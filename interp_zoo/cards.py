@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
 from interp_zoo.models.counting import flops, parameters
+from interp_zoo.models.wrapping import input_shape
 
 TASK = "image-classification"
-_ENTRY: dict[str, Any] = {"dataset": str, "split": str, "metric": str, "value": (int, float)}
+_NAME = re.compile(r"[\w.@%+/() -]+")  # what breaks neither YAML nor a table
 
 
 @dataclass(frozen=True)
 class Results:
-    """What was measured on a model, as a results file holds it.
+    """What was measured on a model.
 
-    The file is JSON: an object with `model` and `command` (text), `results` (a list of objects with `dataset`, `split`,
-    `metric` (text), `value` (a number) and, if wanted, `name`, a metric's or its protocol's in words), and, if wanted,
-    `base_model` (the Hub's name of the model that training started from), `datasets` (the Hub's names) and `training`
-    (the command that trained).
+    A results file holds it as JSON:
+
+        {
+          "model": "ca_resnet50",
+          "command": "accelerate launch recipes/evaluate.py --model ca_resnet50 ...",
+          "results": [
+            {"dataset": "imagenet-1k", "split": "validation", "metric": "accuracy", "name": "top-1", "value": 12.5}
+          ],
+          "base_model": "timm/resnet50.tv_in1k",
+          "datasets": ["imagenet-1k"],
+          "training": "accelerate launch recipes/train.py --model ca_resnet50 ..."
+        }
+
+    The last three, and an entry's `name`, are there if wanted.
 
     Attributes:
         model: the architecture that was measured.
@@ -57,20 +68,53 @@ class Results:
             raise FileNotFoundError(f'`results` "{path}" does not exist')
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise ValueError(f'`results` "{path}" is no JSON file: {error}') from None
-        missing = [key for key in ("model", "command", "results") if not (isinstance(found, dict) and found.get(key))]
-        if missing:
-            raise ValueError(f'`results` "{path}" has no {", ".join(missing)}: a figure needs the command that made it')
-        for i, entry in enumerate(found["results"]):
-            wrong = [k for k, kind in _ENTRY.items() if not isinstance(entry.get(k), kind) or entry[k] is True]
-            if wrong or not math.isfinite(entry["value"]):
-                raise ValueError(
-                    f'`results` "{path}": entry {i} needs {", ".join(wrong or ["a finite value"])} '
-                    "(dataset, split, metric as text, value as a number)"
-                )
+        wrong = _wrong(found)
+        if wrong:
+            raise ValueError(f'`results` "{path}": {wrong} (see interp_zoo.cards.Results)')
         known = {k: v for k, v in found.items() if k in cls.__dataclass_fields__}
         return cls(**{**known, "results": tuple(found["results"]), "datasets": tuple(found.get("datasets", ()))})
+
+
+def _wrong(found: Any) -> str:
+    """What is wrong with the content of a results file, in words; nothing if it is as it should be."""
+    if not isinstance(found, dict):
+        return "it must hold an object"
+    for key in ("model", "command"):
+        if not _is_line(found.get(key)):
+            return f"`{key}` must be a line of text (a figure needs the command that made it)"
+    for key in ("base_model", "training"):
+        if key in found and not _is_line(found[key]):
+            return f"`{key}` must be a line of text"
+    if not all(_is_name(name) for name in _list(found.get("datasets", []))):
+        return "`datasets` must be a list of names"
+    entries = _list(found.get("results"))
+    if not entries or not all(isinstance(entry, dict) for entry in entries):
+        return "`results` must be a list of objects, one or more"
+    for i, entry in enumerate(entries):
+        for key in ("dataset", "split", "metric", *(["name"] if "name" in entry else [])):
+            if not _is_name(entry.get(key)):
+                return f"entry {i} needs `{key}`, a name"
+        value = entry.get("value")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12:
+            return f"entry {i} needs `value`, a finite number"
+    keys = [f"{entry['dataset']}, {entry['split']}, {entry['metric']}" for entry in entries]
+    if len(set(keys)) < len(keys):
+        return f"two entries are of {max(keys, key=keys.count)}"
+    return ""
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [None]
+
+
+def _is_line(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable() and "`" not in value
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(_NAME.fullmatch(value))
 
 
 def make_card(model: nn.Module, repo_id: str, results: Results, *, license: str | None, base_model: str | None) -> str:
@@ -95,26 +139,6 @@ def make_card(model: nn.Module, repo_id: str, results: Results, *, license: str 
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(text) + "\n"
 
 
-def check_card(text: str, results: Results) -> None:
-    """Refuses a card of the user's own that holds a figure which no results file holds, or no valid metadata.
-
-    Raises:
-        ValueError: if it does.
-    """
-    try:
-        data: Any = ModelCard(text).data
-    except ValueError as error:
-        raise ValueError(f"`card` has no valid metadata: {error}") from None
-    known = {(r["dataset"], r["split"], r["metric"], float(r["value"])) for r in results.results}
-    for result in data.eval_results or ():
-        figure = (result.dataset_type, result.dataset_split, result.metric_type, result.metric_value)
-        if figure not in known:
-            raise ValueError(
-                f"`card` says {result.metric_type} {result.metric_value} on {result.dataset_type}, which no results "
-                "file holds: give the file as `results`, or leave the figure out"
-            )
-
-
 def _eval_result(entry: Mapping[str, Any]) -> EvalResult:
     return EvalResult(
         task_type=TASK,
@@ -133,7 +157,7 @@ def _about(architecture: str) -> str:
 
 
 def _details(model: nn.Module, cfg: Mapping[str, Any]) -> list[str]:
-    size = " x ".join(map(str, cfg["input_size"]))
+    size = " x ".join(map(str, input_shape(model)))
     lines = [
         f"- {parameters(model) / 1e6:.2f} M parameters, {flops(model) / 1e9:.3f} GFLOPs (2 x multiplications)",
         f"- pictures of {size}, {model.num_classes} classes",

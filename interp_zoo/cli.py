@@ -21,7 +21,7 @@ from interp_zoo.explain.compare import ROWS, check_figure
 from interp_zoo.explain.inputs import is_url, not_there
 from interp_zoo.explain.methods import get_method, list_methods
 from interp_zoo.explain.render import check_ending
-from interp_zoo.hub import prepare, publish
+from interp_zoo.hub import FILES, prepare, publish
 from interp_zoo.models import create, list_models
 from interp_zoo.models.counting import architecture, flops, parameters
 from interp_zoo.models.loading import place, whereabouts
@@ -171,13 +171,12 @@ def models() -> None:
 
 @app.command()
 def push(
-    model: Annotated[str, typer.Argument(help="The model's name, such as ca_resnet50.")],
+    model: Annotated[str, typer.Argument(help="The model's name, such as ca_resnet50, or local-dir:FOLDER.")],
     repo_id: Annotated[str, typer.Option(help="Where on the Hub: user/name.")],
-    checkpoint: Annotated[Path, typer.Option(help="A safetensors file with the model's weights.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="A safetensors file with the model's weights.")] = None,
     results: Annotated[
         Path | None, typer.Option(help="A results file (JSON): the figures on the card. Without one it has none.")
     ] = None,
-    card: Annotated[Path | None, typer.Option(help="A card of your own (Markdown) in place of the one made.")] = None,
     license: Annotated[str | None, typer.Option(help="The licence, by the Hub's name of it.")] = None,
     base_model: Annotated[str | None, typer.Option(help="What training started from, by the Hub's name of it.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the new repository private.")] = False,
@@ -186,10 +185,10 @@ def push(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder for --dry-run.")] = None,
 ) -> None:
     """Publish a model on the Hugging Face Hub: weights (safetensors), timm's config, a card with what was measured."""
-    about: dict[str, Any] = {"results": results, "card": card, "license": license, "base_model": base_model}
+    about: dict[str, Any] = {"results": results, "license": license, "base_model": base_model}
+    folder = _or_exit(lambda: _empty(output or Path(repo_id.rpartition("/")[2]), dry_run, given=output is not None))
     made = _or_exit(lambda: create(model, checkpoint=checkpoint))
     if dry_run:
-        folder = output or Path(repo_id.rpartition("/")[2])
         for file in _or_exit(lambda: prepare(made, repo_id, folder, **about)):
             out.print(f"{escape(str(file))}  {file.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
         out.print("nothing was pushed (--dry-run)")
@@ -197,6 +196,19 @@ def push(
     done = _or_exit(lambda: publish(made, repo_id, private=private, update=update, **about))
     out.print(f"[bold]{escape(done.url)}[/bold] at commit {done.commit}", highlight=False, soft_wrap=True)
     out.print(f'timm.create_model("hf-hub:{escape(repo_id)}", pretrained=True)', highlight=False, soft_wrap=True)
+
+
+def _empty(folder: Path, dry_run: bool, *, given: bool) -> Path:
+    """The folder for a dry run, which must hold nothing yet but what another dry run wrote."""
+    if given and not dry_run:
+        raise ValueError("`--output` goes with `--dry-run`: without it the files go to the Hub")
+    if (
+        dry_run
+        and folder.exists()
+        and (not folder.is_dir() or {f.name for f in folder.iterdir()} not in (set(), set(FILES)))
+    ):
+        raise FileExistsError(f'`--output` "{folder}" is there already, with other files: name another folder')
+    return folder
 
 
 def _model(name: str, checkpoint: Path | None, device: str | None) -> nn.Module:

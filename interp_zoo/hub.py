@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 import tempfile
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # type: ignore[attr-defined]
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from timm.models import is_model, save_for_hf
 from torch import nn
 
-from interp_zoo.cards import Results, check_card, make_card
+from interp_zoo.cards import Results, make_card
 from interp_zoo.models import CAStream
-from interp_zoo.models.weights import WEIGHTS_FILE, differences, one_line
+from interp_zoo.models.weights import WEIGHTS_FILE, difference_in_form, differences, one_line
 
 FILES = (WEIGHTS_FILE, "config.json", "README.md")
 # Where weights come from when a model is made: the published ones do not come from there.
@@ -39,7 +40,6 @@ def prepare(
     folder: str | Path,
     *,
     results: str | Path | None = None,
-    card: str | Path | None = None,
     license: str | None = None,
     base_model: str | None = None,
 ) -> list[Path]:
@@ -53,7 +53,6 @@ def prepare(
         folder: where to write; made if needed, its files of these names replaced.
         results: a results file (see `interp_zoo.cards.Results`), whose figures go on the card. Without one the card
             says that nothing was measured.
-        card: a Markdown file to take for the card in place of the one that is made.
         license: the licence's name on the Hub; by default that of the model's `pretrained_cfg`.
         base_model: the Hub's name of the model that training started from; by default what the results file says.
 
@@ -61,9 +60,9 @@ def prepare(
         The files.
 
     Raises:
-        ValueError: if timm could not make the model anew, or only its backbone is trained; if the results file is of
-            another architecture, or not as it should be; if the card holds a figure that no results file holds.
-        FileNotFoundError: if the results file or the card does not exist.
+        ValueError: if timm could not make the model anew, only its backbone is trained, or its weights are not finite;
+            if the results file is of another architecture, or not as it should be.
+        FileNotFoundError: if the results file does not exist.
     """
     _check_repo_id(repo_id)
     _check_model(model)
@@ -71,13 +70,7 @@ def prepare(
     architecture = model.pretrained_cfg["architecture"]  # type: ignore[index]
     if results and measured.model.partition(".")[0] != architecture:
         raise ValueError(f'`results` are of "{measured.model}", not of "{architecture}": give this model\'s own')
-    if card is None:
-        text = make_card(model, repo_id, measured, license=license, base_model=base_model)
-    elif not Path(card).is_file():
-        raise FileNotFoundError(f'`card` "{card}" does not exist')
-    else:
-        text = Path(card).read_text(encoding="utf-8")
-        check_card(text, measured)
+    text = make_card(model, repo_id, measured, license=license, base_model=base_model)
     folder = Path(folder)
     save_for_hf(_lasting(model), str(folder), safe_serialization=True)
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -103,10 +96,11 @@ def publish(
         update: whether files of a repository that holds some already are replaced.
         token: a token with the right to write; by default the one that `hf auth login` saved, or HF_TOKEN.
         message: the commit's.
-        card: `results`, `card`, `license` and `base_model` as for `prepare`.
+        card: `results`, `license` and `base_model` as for `prepare`.
 
     Raises:
-        FileExistsError: if the repository holds files already, and `update` is not set.
+        FileExistsError: if the repository holds files already, and `update` is not set; or if it is there, and public,
+            with `private`.
         PermissionError: if the token is not accepted.
         ConnectionError: if the Hub cannot be reached, or the push dies half-way: the same call can be made again.
         ValueError: as for `prepare`, or if the Hub does not accept the card.
@@ -116,20 +110,24 @@ def publish(
         api = HfApi(token=token, library_name="interp_zoo")
         try:
             made = api.create_repo(repo_id, private=private, exist_ok=True)
+            if private and not api.model_info(repo_id).private:
+                raise FileExistsError(
+                    f'`private` was said, but "{repo_id}" is there already, and public: choose another'
+                )
             there = set(api.list_repo_files(repo_id)) - {".gitattributes"}
             if there and not update:
                 raise FileExistsError(
-                    f'`repo_id` "{repo_id}" holds {len(there)} files already: choose another name, or say update'
+                    f'`repo_id` "{repo_id}" holds {len(there)} files already: choose another name, or set `update`'
                 )
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
-        except HfHubHTTPError as error:
-            raise _explained(error, repo_id) from error
         except FileExistsError:
             raise
-        except ValueError as error:
-            raise ValueError(f"the Hub does not accept the card: {one_line(error)}") from error
-        except Exception as error:  # whatever the client's transport raises
+        except HfHubHTTPError as error:
+            raise _explained(error, repo_id) from error
+        except (OSError, HTTPError, RuntimeError, JSONDecodeError) as error:
             raise ConnectionError(_failed(repo_id, one_line(error))) from error
+        except ValueError as error:  # the client asks the Hub about the card before it sends anything
+            raise ValueError(f"the Hub does not accept the card: {one_line(error)}") from error
     return Published(str(made), commit.oid)
 
 
@@ -178,11 +176,18 @@ def _check_model(model: nn.Module) -> None:
             f"`model` is a {type(model).__name__} of no registered timm architecture, so that nobody could load it by "
             "name: register one with timm.models.register_model"
         )
+    if not hasattr(model, "num_classes"):
+        raise ValueError(
+            f"`model` is a {type(model).__name__}, not a classifier: publish the model that it was made of"
+        )
     arguments = {**getattr(_lasting(model), "_model_args", {}), "num_classes": model.num_classes}
     with torch.device("meta"):
         plain = timm.create_model(architecture, **arguments)
+    broken = [name for name, tensor in model.state_dict().items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise ValueError(f"`model` has weights that are not finite in {broken[0]}: train it anew")
     if isinstance(model, CAStream) and model.stream.untrained:
         raise ValueError("`model` has a stream that is not trained, only its backbone is: train it, then publish it")
-    wrong = differences(model.state_dict(), plain)
+    wrong = differences(model.state_dict(), plain) or difference_in_form(model, plain)
     if wrong:
         raise ValueError(f'`model` is not what timm makes of "{architecture}", so that nobody could load it: {wrong}')

@@ -97,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._json(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
             entries = [{"type": "file", "path": k, "size": len(v), "oid": _sha(v)} for k, v in files.items()]
             return self._json(200, entries)
+        if (found := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path)) and found[1] in self.hub.repos:
+            return self._json(200, {"id": found[1], "private": found[1] in self.hub.private})
         if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(found[1], found[2], found[3], body=body)
         return self._json(404, {"error": "not found"})

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from interp_zoo.hub import prepare
 
 NAME, REPO = "ca_resnet18_cifar", "me/ca_resnet18_cifar.cifar100"
+ENTRY = {"dataset": "cifar100", "split": "test", "metric": "accuracy", "name": "top-1", "value": 61.25}
 RESULTS = {
     "model": NAME,
     "command": "accelerate launch recipes/evaluate.py --model ca_resnet18_cifar",
@@ -20,7 +21,7 @@ RESULTS = {
     "base_model": "me/resnet18_cifar.cifar100",
     "datasets": ["cifar100"],
     "results": [
-        {"dataset": "cifar100", "split": "test", "metric": "accuracy", "name": "top-1", "value": 61.25},
+        ENTRY,
         {"dataset": "cifar100", "split": "test", "metric": "average_gain", "value": 12.5},
     ],
 }
@@ -62,15 +63,34 @@ def test_a_card_without_results_has_no_figures(tmp_path: Path) -> None:
     assert data.license == "apache-2.0"
 
 
+def without(key: str) -> dict[str, Any]:
+    return {k: v for k, v in ENTRY.items() if k != key}
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         ({"model": "ca_resnet50"}, '`results` are of "ca_resnet50", not of "ca_resnet18_cifar"'),
-        ({"command": ""}, "has no command: a figure needs the command that made it"),
-        ({"results": []}, "has no results"),
-        ({"results": [{"dataset": "cifar100", "split": "test", "metric": "accuracy"}]}, "entry 0 needs value"),
-        ({"results": [{**RESULTS["results"][0], "value": "61"}]}, "entry 0 needs value"),  # type: ignore[dict-item]
-        ({"results": [{**RESULTS["results"][0], "value": float("nan")}]}, "entry 0 needs a finite value"),  # type: ignore[dict-item]
+        ({"model": 5}, "`model` must be a line of text"),
+        ({"command": ""}, "`command` must be a line of text .a figure needs the command that made it"),
+        ({"command": ["a", "b"]}, "`command` must be a line"),
+        ({"command": "a\n```\nb"}, "`command` must be a line"),
+        ({"training": ["x"]}, "`training` must be a line"),
+        ({"base_model": 5}, "`base_model` must be a line"),
+        ({"datasets": "cifar100"}, "`datasets` must be a list of names"),
+        ({"datasets": [3]}, "`datasets` must be a list of names"),
+        ({"results": []}, "`results` must be a list of objects, one or more"),
+        ({"results": [1]}, "`results` must be a list of objects"),
+        ({"results": {"a": 1}}, "`results` must be a list of objects"),
+        ({"results": [without("value")]}, "entry 0 needs `value`, a finite number"),
+        ({"results": [ENTRY, ENTRY | {"metric": "f1", "value": "61"}]}, "entry 1 needs `value`"),
+        ({"results": [ENTRY | {"value": float("nan")}]}, "entry 0 needs `value`"),
+        ({"results": [ENTRY | {"value": 10**400}]}, "entry 0 needs `value`"),
+        ({"results": [ENTRY | {"value": False}]}, "entry 0 needs `value`"),
+        ({"results": [without("split")]}, "entry 0 needs `split`, a name"),
+        ({"results": [ENTRY | {"dataset": "ci|far"}]}, "entry 0 needs `dataset`, a name"),
+        ({"results": [ENTRY | {"name": 5}]}, "entry 0 needs `name`, a name"),
+        ({"results": [ENTRY, ENTRY | {"value": 3}]}, "two entries are of cifar100, test, accuracy"),
     ],
 )
 def test_results_that_are_refused(change: dict[str, Any], match: str, tmp_path: Path) -> None:
@@ -82,24 +102,21 @@ def test_results_that_are_refused(change: dict[str, Any], match: str, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-def test_figures_that_no_results_file_holds(results: Path, tmp_path: Path) -> None:
-    prepare(lively(NAME), REPO, tmp_path / "out", results=results)
-    card = tmp_path / "card.md"
-    card.write_text((tmp_path / "out" / "README.md").read_text())
-    prepare(lively(NAME), REPO, tmp_path / "out", results=results, card=card)
-    with pytest.raises(
-        ValueError, match=r"`card` says accuracy 61.25 on cifar100, which no results file holds"
-    ) as caught:
-        prepare(lively(NAME), REPO, tmp_path / "none", card=card)
-    assert_one_line(caught.value)
-    card.write_text(card.read_text().replace("61.25", "71.25"))
-    with pytest.raises(ValueError, match=r"`card` says accuracy 71.25"):
-        prepare(lively(NAME), REPO, tmp_path / "none", results=results, card=card)
-    with pytest.raises(FileNotFoundError, match=r'`card` ".*nowhere.md" does not exist'):
-        prepare(lively(NAME), REPO, tmp_path / "none", card=tmp_path / "nowhere.md")
+def test_results_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r'`results` ".*nowhere.json" does not exist'):
-        prepare(lively(NAME), REPO, tmp_path / "none", results=tmp_path / "nowhere.json")
-    results.write_text("figures: many")
-    with pytest.raises(ValueError, match="is no JSON file"):
-        prepare(lively(NAME), REPO, tmp_path / "none", results=results)
-    assert not (tmp_path / "none").exists()
+        prepare(lively(NAME), REPO, tmp_path / "out", results=tmp_path / "nowhere.json")
+    for content, match in (
+        (b"figures: many", "is no JSON file"),
+        (b"\xff\xfe", "is no JSON file"),
+        (b"[1]", "hold an object"),
+    ):
+        (tmp_path / "results.json").write_bytes(content)
+        with pytest.raises(ValueError, match=match) as caught:
+            prepare(lively(NAME), REPO, tmp_path / "out", results=tmp_path / "results.json")
+        assert_one_line(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card_is_of_the_model_as_it_is(tmp_path: Path) -> None:
+    prepare(lively(NAME, in_chans=1, num_classes=7), REPO, tmp_path / "out")
+    assert "pictures of 1 x 32 x 32, 7 classes" in (tmp_path / "out" / "README.md").read_text()

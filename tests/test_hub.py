@@ -83,11 +83,20 @@ def test_models_that_nobody_could_load(tmp_path: Path) -> None:
     by_hand = interp_zoo.models.CAStream(lively("test_resnet"), init="paper")
     changed: Any = lively("resnet18_cifar")
     changed.fc = nn.Linear(512, 3)
+    odd: Any = lively("resnet18_cifar")
+    odd.maxpool = nn.ReLU()  # the same weights, another function
+    features = timm.create_model("resnet18_cifar", features_only=True)
+    infinite = lively(NAME)
+    with torch.no_grad():
+        infinite.get_parameter("stream.query")[3] = torch.nan
     for model, match in (
         (nn.Linear(2, 2), "`model` is a Linear of no registered timm architecture"),
         (by_hand, "`model` is a CAStream of no registered timm architecture"),
-        (changed, '`model` is not what timm makes of "resnet18_cifar", .*: 2 of 122 tensors differ, fc.weight first'),
+        (changed, '`model` is not what timm makes of "resnet18_cifar", .*: 2 tensors differ, fc.weight first'),
         (timm.create_model(NAME), "`model` has a stream that is not trained"),
+        (odd, '`model` is not what timm makes of "resnet18_cifar", .*: .*maxpool'),
+        (features, "`model` is a FeatureGetterNet, not a classifier"),
+        (infinite, r"`model` has weights that are not finite in stream\.query"),
     ):
         with pytest.raises(ValueError, match=match) as caught:
             prepare(model, REPO, tmp_path / "out")
@@ -114,7 +123,7 @@ def test_a_repository_that_exists(hub: Hub, x: Tensor) -> None:
     hub.put(REPO, README__md=b"mine", other__txt=b"kept")
     before = hub.repos[REPO][-1]
     with pytest.raises(
-        FileExistsError, match=f'`repo_id` "{REPO}" holds 2 files already: choose another name, or'
+        FileExistsError, match=f'`repo_id` "{REPO}" holds 2 files already: choose another name, or set `update`'
     ) as caught:
         publish(lively(NAME), REPO)
     assert_one_line(caught.value)
@@ -122,6 +131,18 @@ def test_a_repository_that_exists(hub: Hub, x: Tensor) -> None:
     publish(lively(NAME), REPO, update=True)
     assert hub.repos[REPO][-1]["other.txt"] == b"kept"
     assert torch.equal(timm.create_model(f"hf-hub:{REPO}", pretrained=True).eval()(x), lively(NAME)(x))
+
+
+def test_private_is_private(hub: Hub) -> None:
+    """An empty public repository, as a push leaves that died, does not take what was to be private."""
+    hub.repos[REPO] = [{".gitattributes": b""}]
+    with pytest.raises(FileExistsError, match=r"`private` was said, but .* is there already, and public") as caught:
+        publish(lively(NAME), REPO, private=True)
+    assert_one_line(caught.value)
+    assert len(hub.repos[REPO]) == 1
+    hub.private.add(REPO)
+    publish(lively(NAME), REPO, private=True)
+    assert len(hub.repos[REPO]) == 2
 
 
 @pytest.mark.parametrize("fault", ["commit", "broken"])
@@ -180,6 +201,15 @@ def test_on_the_command_line(tmp_path: Path, results: Path, x: Tensor) -> None:
         assert hub.repos == {}
         assert sorted(f.name for f in (tmp_path / REPO.partition("/")[2]).iterdir()) == sorted(FILES)
         assert "nothing was pushed" in dry.stdout
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "README.md").write_text("precious")
+        for more, why in ((["--dry-run", "-o", "mine"], "with other files"), (["-o", "mine"], "goes with `--dry-run`")):
+            refused = run(*push, *more)
+            assert refused.returncode == 1
+            assert "`--output`" in refused.stderr
+            assert why in refused.stderr
+        assert (tmp_path / "mine" / "README.md").read_text() == "precious"
+        assert hub.repos == {}
         pushed = run(*push, "--private")
         assert pushed.returncode == 0, pushed.stderr
         assert hub.private == {REPO}

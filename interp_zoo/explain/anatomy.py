@@ -48,7 +48,7 @@ class Split:
         logits: (B, classes), a function of `maps`.
         output: the cut layer's whole output.
         memory: what came before it.
-        watched: the first input of each watched module, detached, in the order of `Anatomy.watch`.
+        watched: the first input of each watched module that was run, detached, in the order of `Anatomy.watch`.
     """
 
     maps: Tensor
@@ -114,7 +114,7 @@ class Anatomy:
         x = self.normalise(pixels.detach())
         with _inputs_of(self.watch) as watched:
             split = self._split_head(x) if self.cut.head else self._split_layer(x)
-        split.watched = [watched[module] for module in self.watch]
+        split.watched = [watched[module] for module in self.watch if module in watched]
         self._split = (pixels, split)
         return split
 
@@ -221,6 +221,10 @@ class Anatomy:
         """Lets the cut layer return `new` at the call where the network is cut; other calls of it run as they are."""
         module = self.model.get_submodule(self.cut.name)
         run, calls = module.forward, count()
+        if any(part._forward_hooks for part in module.modules() if part is not module):  # hooks within it: it is run
+            at = lambda *_: new if next(calls) == self.cut.index else None  # noqa: E731
+            stack.enter_context(hook(module.register_forward_hook(at, prepend=True)))
+            return
         stack.enter_context(
             answering(module, lambda *args, **kwargs: new if next(calls) == self.cut.index else run(*args, **kwargs))
         )

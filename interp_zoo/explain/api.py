@@ -72,6 +72,10 @@ class Explainer:
         self._method = get_method(method)
         self._method.check(options)
         self.method = self._method.name
+        if layer is not None and self._method.watch:
+            raise ValueError(
+                f'`layer` does not go with method "{self.method}", which has layers of its own: leave it out'
+            )
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise ValueError(f"`batch_size` is {batch_size}, but must be an integer of at least 1")
         if amp is not None and amp not in _AMP:

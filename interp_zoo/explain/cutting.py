@@ -267,7 +267,8 @@ class CutFinder:
         return torch.allclose(logits, clean, rtol=1e-3, atol=1e-4)
 
     def _cut(self, c: _Candidate, recorder: Recorder, *, bottleneck: bool) -> Cut:
-        before = finished_before(recorder.calls, c.call)
+        hooked = [name for name, module in self.model.named_modules() if module._forward_hooks]
+        before = finished_before(recorder.calls, c.call, hooked)
         batched = self._batched({*before, c.call.name})
         where, layout = (c.call.name, c.call.index, c.branches, before, batched), self.memory_format
         return Cut(*where, head=False, bottleneck=bottleneck, memory_format=layout)

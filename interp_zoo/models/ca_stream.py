@@ -45,7 +45,7 @@ class CABlock(nn.Module):
 
     def attend(self, query: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """The next query (B, out), and the attention (B, p), which sums to 1 over the places."""
-        scores = torch.bmm(places, query[:, :, None])[:, :, 0] * self.scale
+        scores = torch.bmm(places, (query * self.scale)[:, :, None])[:, :, 0]  # scaled first: float16 ends at 65,504
         attention = self.softmax(scores)
         pooled = torch.bmm(attention[:, None], places)[:, 0]
         return self.proj(pooled), attention
@@ -111,8 +111,10 @@ class CAStream(nn.Module):
         stream: all that is new.
 
     Raises:
-        TypeError: if the backbone has not timm's interface, or several last maps.
+        TypeError: if the backbone has not timm's interface, or several last maps, or a head that cannot read one place.
         ValueError: if a tap does not exist, or gives no map.
+
+    The stream takes what a tapped layer itself returns: a hook of yours that changes it acts on the network alone.
 
     Warns:
         UserWarning: if the backbone's head does not read the average of its last map (but a class token, for one): the
@@ -130,6 +132,8 @@ class CAStream(nn.Module):
             raise TypeError(
                 f"`backbone` is a {type(backbone).__name__} without timm's {', '.join(missing)}: give a timm model"
             )
+        if isinstance(taps, str):
+            raise TypeError(f'`taps` is "{taps}", but must be a list of layers\' names')
         self.backbone = backbone
         self.backbone_frozen = False
         self.pretrained_cfg = self.default_cfg = own_cfg(getattr(backbone, "pretrained_cfg", None) or {}, "backbone")
@@ -144,11 +148,14 @@ class CAStream(nn.Module):
         x = picture.to(parameter.dtype).view(1, *shape)
         with evaluating(backbone), torch.no_grad():
             self._taps = Taps(backbone, self._usable_taps(x) if taps is None else taps)
-            final, maps = self._run(x)
-            self._layouts = [
-                self._layout(a, name) for a, name in zip((*maps, final), (*self._taps.names, ""), strict=True)
-            ]
-            averages = final.device.type == "meta" or self._averages(final)
+            try:
+                final, maps = self._run(x)
+                names = (*self._taps.names, "")
+                self._layouts = [self._layout(a, name) for a, name in zip((*maps, final), names, strict=True)]
+                averages = final.device.type == "meta" or self._averages(final)
+            except BaseException:
+                self._taps.remove()  # the user's backbone is as it was
+                raise
         dims = [layout.places(a).shape[2] for layout, a in zip(self._layouts, (*maps, final), strict=True)]
         self.stream = Stream(dims, init=init, device=parameter.device, dtype=parameter.dtype)
         if not averages:
@@ -224,7 +231,8 @@ class CAStream(nn.Module):
         """Freezes the backbone, its classifier included, so that the stream alone is trained; returns the model.
 
         No weight of it gets a gradient, and it stays in eval mode whatever `train` is told: no BatchNorm statistic
-        moves, and nothing is dropped.
+        moves, and nothing is dropped. A classifier for other classes has to be trained, too:
+        `model.get_classifier().requires_grad_()`, or reset it after this.
         """
         self.backbone_frozen = frozen
         self.backbone.requires_grad_(not frozen)
@@ -249,6 +257,10 @@ class CAStream(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Gradient checkpointing of the backbone."""
         self.backbone.set_grad_checkpointing(enable)
+
+    def extra_repr(self) -> str:
+        """The tapped layers, which no weight tells."""
+        return f"taps={', '.join(self._taps.names)}"
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Refuses what `torch.jit.script` could not do."""
@@ -281,7 +293,11 @@ class CAStream(nn.Module):
         logits: Tensor = self.backbone.forward_head(self._layouts[-1].single(pooled), pre_logits=pre_logits)
         return logits
 
-    def _places(self, index: int, a: Tensor) -> Tensor:
+    def _places(self, index: int, a: Tensor | None) -> Tensor:
+        if a is None:
+            raise RuntimeError(
+                f'the layer "{self._taps.names[index]}" was not run in this pass, but the stream taps it'
+            )
         return self._layouts[index].places(a)
 
     def _usable_taps(self, x: Tensor) -> list[str]:
@@ -290,8 +306,10 @@ class CAStream(nn.Module):
         infos = [info for info in self.backbone.feature_info if info["module"] in there]  # some name none of theirs
         names = list({int(info["reduction"]): str(info["module"]) for info in infos}.values())
         self._taps = Taps(self.backbone, names)
-        final, maps = self._run(x)
-        self._taps.remove()
+        try:
+            final, maps = self._run(x)
+        finally:
+            self._taps.remove()
         layout = self._layout(final)
         usable = {name: a for name, a in zip(names, maps, strict=True) if isinstance(a, Tensor) and a.ndim in (3, 4)}
         if usable:
@@ -302,9 +320,13 @@ class CAStream(nn.Module):
 
     def _layout(self, output: object, tap: str = "") -> Layout:
         if isinstance(output, Tensor) and output.ndim in (3, 4):
-            prefix = getattr(self.backbone, "num_prefix_tokens", 0)
-            channels_last = getattr(self.backbone, "output_fmt", "") == "NHWC"
-            layout = Layout.of(output, prefix=prefix, channels_last=channels_last)
+            known = {info["module"]: info["num_chs"] for info in self.backbone.feature_info}
+            layout = Layout.of(
+                output,
+                channels=known.get(tap) if tap else self.num_features,
+                prefix=getattr(self.backbone, "num_prefix_tokens", 0),
+                channels_last=getattr(self.backbone, "output_fmt", "") == "NHWC",
+            )
             if layout.places(output).shape[1] > 1:
                 return layout
         shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
@@ -315,12 +337,14 @@ class CAStream(nn.Module):
 
     def _averages(self, final: Tensor) -> bool:
         """Whether the backbone's head reads nothing of its last map but the average."""
-        want = self.backbone.forward_head(final)
+        average = self._places(-1, final).mean(1)
         try:
-            found = self._head(self._places(-1, final).mean(1))
+            want = self.backbone.forward_head(final, pre_logits=True)
+            found = self._head(average, pre_logits=True)
+            self._head(average)
         except (RuntimeError, IndexError) as error:
             raise TypeError(f"`backbone` has a head that cannot read a single place: {error}") from error
-        return torch.allclose(found, want, rtol=1e-2, atol=1e-3)
+        return found.shape == want.shape and torch.allclose(found, want, rtol=1e-2, atol=1e-3)
 
 
 def check_global_pool(global_pool: str | None) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from interp_zoo.models import cifar  # noqa: F401, the backbone of ca_resnet18_cifar
 from interp_zoo.models.ca_stream import CAStream, check_global_pool
-from interp_zoo.models.weights import build, differences, trained
+from interp_zoo.models.weights import build, difference_in_form, differences, trained
 from interp_zoo.models.wrapping import own_cfg
 
 __all__: list[str] = []
@@ -43,7 +43,7 @@ def _cfg(backbone: str) -> dict[str, Any]:
     found: Any = get_pretrained_cfg(backbone)
     cfg = own_cfg(found.to_dict(), "backbone")
     paper = {"paper_name": "CA-Stream: Attention-based pooling for interpretable image recognition"}
-    return {**cfg, "paper_ids": None, "license": "apache-2.0", "origin_url": None, **paper}
+    return {**cfg, "paper_ids": None, "origin_url": None, **paper}
 
 
 default_cfgs = generate_default_cfgs(
@@ -68,6 +68,9 @@ def _ca(name: str, pretrained: bool, *, backbone_pretrained: bool | str = False,
     """
     backbone, taps = _PARTS[name]
     architecture = backbone.partition(".")[0]
+    feature_cls = kwargs.get("feature_cls", "getter")
+    if feature_cls != "getter":
+        raise ValueError(f'`feature_cls` is "{feature_cls}", but "{name}" has its features by "getter": leave it out')
     body: nn.Module | None = None
     if backbone_pretrained and not pretrained:
         own = {k: v for k, v in kwargs.items() if k not in (*_FACTORY, "init", "global_pool")}
@@ -78,11 +81,15 @@ def _ca(name: str, pretrained: bool, *, backbone_pretrained: bool | str = False,
         check_global_pool(global_pool)
         return CAStream(body or timm.create_model(architecture, **own), taps, init=init)
 
-    otherwise = f'; or start from its backbone\'s, timm.create_model("{name}", backbone_pretrained=True)'
+    start = getattr(get_pretrained_cfg(backbone), "has_weights", False)
+    otherwise = (
+        f'; or start from its backbone\'s, timm.create_model("{name}", backbone_pretrained=True)' if start else ""
+    )
     features = {"out_indices": tuple(range(4 if "convnext" in name else 5))}
     model = build(attach, name, pretrained, otherwise=otherwise, feature_cfg=features, **kwargs)
-    if body is not None:  # the pictures as the backbone's weights take them
-        model.pretrained_cfg.update(own_cfg(body.pretrained_cfg, "backbone"))  # type: ignore[arg-type]
+    if body is not None:  # the pictures as the backbone's weights take them, but for what was asked for
+        cfg: Any = model.pretrained_cfg
+        cfg |= own_cfg(body.pretrained_cfg, "backbone") | (kwargs.get("pretrained_cfg_overlay") or {})  # type: ignore[arg-type]
     return model
 
 
@@ -93,16 +100,20 @@ def _trained(name: str, source: str, architecture: str, own: dict[str, Any]) -> 
         OSError: if they cannot be had.
         ValueError: if they are of another architecture.
     """
+    classes = own.pop("num_classes", None)
     try:
-        model = trained(source, **own)
+        model: Any = trained(source, **own)  # all of them, then another classifier
     except OSError as error:
         raise OSError(f'`backbone_pretrained` is "{source}", whose weights cannot be had: {error}') from error
     with torch.device("meta"):
-        plain = timm.create_model(architecture, **{**own, "num_classes": model.num_classes})
-    wrong = differences(model.state_dict(), plain)
+        plain = timm.create_model(architecture, **own, num_classes=model.num_classes)
+    wrong = differences(model.state_dict(), plain) or difference_in_form(model, plain)
     if wrong:
         raise ValueError(f'`backbone_pretrained` is "{source}", which is no {architecture} as "{name}" has it: {wrong}')
-    return model
+    if classes not in (None, model.num_classes):
+        model.reset_classifier(classes)
+    network: nn.Module = model
+    return network
 
 
 @register_model

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from timm.models import is_model, list_models as _timm_models, split_model_name_tag
 from torch import nn
 
-from interp_zoo.models.weights import CONVERT, differences, trained
+from interp_zoo.models.weights import CONVERT, differences, names_in, trained
 from interp_zoo.words import nearest
 
 _OURS = "interp_zoo.models"
@@ -36,7 +36,8 @@ def create(name: str, *, checkpoint: str | Path | None = None) -> nn.Module:
 
     Args:
         name: as `timm.create_model` takes it, "hf-hub:..." and "local-dir:..." included.
-        checkpoint: a safetensors file with the model's state dict; the number of classes is read off it.
+        checkpoint: a safetensors file with the model's state dict; the numbers of classes and of channels are
+            read off it.
 
     Raises:
         ValueError: if timm knows no such model, it has no pretrained weights, or the checkpoint is no safetensors file
@@ -95,10 +96,12 @@ def _pretrained(name: str) -> nn.Module:
 def _from_checkpoint(name: str, path: Path) -> nn.Module:
     state = _read(path)
     cfg: Any = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
-    classifier = getattr(cfg, "classifier", None)
-    weight = state.get(f"{classifier}.weight") if isinstance(classifier, str) else None
-    classes: dict[str, Any] = {} if weight is None else {"num_classes": weight.shape[0]}
-    model: nn.Module = timm.create_model(name, pretrained=False, **classes)
+    sizes: dict[str, Any] = {}
+    for key, axis, layers in (("num_classes", 0, names_in(cfg.classifier)), ("in_chans", 1, names_in(cfg.first_conv))):
+        weight = state.get(f"{layers[0]}.weight") if len(layers) == 1 else None
+        if weight is not None and weight.ndim > axis:
+            sizes[key] = weight.shape[axis]
+    model: nn.Module = timm.create_model(name, pretrained=False, **sizes)
     wrong = differences(state, model)
     if wrong:
         raise ValueError(f'`checkpoint` "{path}" does not fit the model "{name}": {wrong}')

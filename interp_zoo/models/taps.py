@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from interp_zoo.words import nearest
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -19,17 +21,18 @@ class Layout:
     prefix: int = 0
 
     @classmethod
-    def of(cls, output: Tensor, *, prefix: int, channels_last: bool) -> Layout:
-        """The layout of an output (of 3 or 4 axes) for a square picture: told by its shape, else by the network's."""
+    def of(cls, output: Tensor, *, channels: int | None, prefix: int, channels_last: bool) -> Layout:
+        """The layout of an output (of 3 or 4 axes): told by its channels where they are known, else `channels_last`."""
         if output.ndim == 3:
             return cls("NLC", prefix)
-        _, a, b, c = output.shape
-        if (a == b) != (b == c):
-            channels_last = a == b
+        if (output.shape[1] == channels) != (output.shape[3] == channels):
+            channels_last = output.shape[3] == channels
         return cls("NHWC" if channels_last else "NCHW")
 
     def places(self, output: Tensor) -> Tensor:
         """The output's places (B, p, C), row by row."""
+        if torch.is_grad_enabled() and output.requires_grad:
+            output = _ContiguousGradient.apply(output)
         if self.kind == "NLC":
             return output[:, self.prefix :]
         return output.flatten(1, 2) if self.kind == "NHWC" else output.flatten(2).transpose(1, 2)
@@ -45,6 +48,27 @@ class Layout:
         if self.kind == "NLC":
             return vector[:, None].expand(-1, self.prefix + 1, -1)
         return vector[:, None, None] if self.kind == "NHWC" else vector[:, :, None, None]
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    """The identity, whose gradient is laid out as its input is.
+
+    On a CPU, torch's BatchNorm in eval mode takes the gradient of a single picture wrongly if it is transposed.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()
 
 
 class Taps:
@@ -65,12 +89,14 @@ class Taps:
         self.names = tuple(names)
         self._kept: dict[int, list[Any]] = {}
         self._handles = []
+        there = dict(network.named_modules())
+        for name in names:
+            if name not in there:
+                raise ValueError(
+                    f'`taps` names "{name}", which is no layer of the backbone{nearest(name, list(there))}'
+                )
         for index, name in enumerate(names):
-            try:
-                module = network.get_submodule(name)
-            except AttributeError:
-                raise ValueError(f'`taps` names "{name}", which is no layer of the backbone') from None
-            for part in _ends(module):
+            for part in _ends(there[name]):
                 self._handles.append(part.register_forward_hook(_Tap(self, index)))
 
     def open(self) -> None:
@@ -80,6 +106,8 @@ class Taps:
     def keep(self, index: int, output: Any) -> None:
         """Keeps the output of the layer at that index; the last one, if the layer is called more than once."""
         kept = self._kept.get(_thread())
+        if kept is None and torch.compiler.is_compiling() and len(self._kept) == 1:  # a compiled part of the network
+            (kept,) = self._kept.values()
         if kept is not None:
             kept[index] = output
 
@@ -90,6 +118,10 @@ class Taps:
     def drop(self) -> None:
         """Lets go of what was kept since `open`, after a forward pass that failed."""
         self._kept.pop(_thread(), None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: all but what a pass that is under way has kept."""
+        return self.__dict__ | {"_kept": {}}
 
     def remove(self) -> None:
         """Removes the hooks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,7 +50,7 @@ def build(make: Callable[..., M], variant: str, pretrained: bool, *, otherwise: 
     _refuse_pickles(variant, cfg)
     own: Any = get_pretrained_cfg(variant)
     # Which layers timm may leave out or adapt is the architecture's word, not that of a cfg that came with weights.
-    overlay = {**overlay, "first_conv": own.first_conv, "classifier": own.classifier}
+    overlay = {**overlay, "first_conv": own.first_conv, "classifier": own.classifier, "custom_load": False}
     if cfg.get("hf_hub_id") == source:
         overlay["hf_hub_filename"] = WEIGHTS_FILE
     try:
@@ -72,15 +72,21 @@ def trained(name: str, **kwargs: Any) -> nn.Module:
     folder = name.removeprefix("local-dir:")
     if folder != name and not (Path(folder) / WEIGHTS_FILE).is_file():
         raise OSError(f'there is no {WEIGHTS_FILE} in "{folder}" ({CONVERT})')
-    cfg = None if ":" in name else get_pretrained_cfg(name)
-    if cfg and cfg.url and not (cfg.file or cfg.hf_hub_id or str(cfg.url).endswith(".safetensors")):
-        raise OSError(f"they are pickled, at {cfg.url}: give what timm.create_model makes of them")
     try:
+        cfg = None if ":" in name else get_pretrained_cfg(name)
+        at = str(cfg.file or cfg.hf_hub_id or cfg.url or "") if cfg else ""
+        if at.endswith((".pth", ".pt", ".bin", ".tar")):
+            raise ValueError(f"they are pickled, at {at}: give what timm.create_model makes of them")
         model: nn.Module = timm.create_model(
             name, pretrained=True, pretrained_cfg_overlay={"hf_hub_filename": WEIGHTS_FILE}, **kwargs
         )
     except (OSError, HTTPError, SafetensorError, RuntimeError, ValueError) as error:
         raise OSError(one_line(error)) from error
+    told: Any = model.pretrained_cfg
+    if model.num_classes != told.get("num_classes") and "num_classes" not in kwargs:  # then timm leaves weights out
+        raise OSError(
+            f"they are of {told.get('num_classes')} classes, but their config makes {model.num_classes} of it"
+        )
     return model
 
 
@@ -112,33 +118,36 @@ def fitting(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         ValueError: if they are not.
     """
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    first = tuple(name for name in names_in(cfg["first_conv"]) if f"{name}.weight" in state)
-    other = names_in(cfg["classifier"]) if model.num_classes != cfg["num_classes"] else ()
-    wrong = differences(state, model, free=first + other)
+    free = {f"{name}.weight" for name in names_in(cfg["first_conv"])} & state.keys()
+    if model.num_classes != cfg["num_classes"]:
+        free |= {f"{name}.{part}" for name in names_in(cfg["classifier"]) for part in ("weight", "bias")}
+    wrong = differences(state, model, free=free)
     if wrong:
         raise ValueError(wrong)
     return state
 
 
-def differences(state: Mapping[str, Tensor], model: nn.Module, *, free: tuple[str, ...] = ()) -> str:
+def differences(state: Mapping[str, Tensor], model: nn.Module, *, free: Collection[str] = ()) -> str:
     """What tells weights from a model's own, in a line; nothing if they fit.
 
     Args:
         state: the weights.
         model: the model.
-        free: layers that need not fit.
+        free: tensors that need not fit.
     """
-    ignored = tuple(f"{name}." for name in free)
-    want = {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.startswith(ignored)}
-    have = {k: tuple(v.shape) for k, v in state.items() if not k.startswith(ignored)}
+    want = {k: tuple(v.shape) for k, v in model.state_dict().items() if k not in free}
+    have = {k: tuple(v.shape) for k, v in state.items() if k not in free}
     wrong = [k for k in want if want[k] != have.get(k)] + [k for k in have if k not in want]
     if not wrong:
         return ""
     first = wrong[0]
-    return (
-        f"{len(wrong)} of {len(want)} tensors differ, {first} first "
-        f"({have.get(first, 'missing')} for {want.get(first, 'none')})"
-    )
+    return f"{len(wrong)} tensors differ, {first} first ({have.get(first, 'missing')} for {want.get(first, 'none')})"
+
+
+def difference_in_form(one: nn.Module, other: nn.Module) -> str:
+    """The first line in which two networks' modules differ (strides, paddings, activations); nothing if they agree."""
+    lines = zip(str(one).splitlines(), str(other).splitlines(), strict=False)
+    return next((f"{a.strip()} for {b.strip()}" for a, b in lines if a != b), "")
 
 
 def names_in(names: Any) -> tuple[str, ...]:
@@ -148,4 +157,4 @@ def names_in(names: Any) -> tuple[str, ...]:
 
 def one_line(error: Exception) -> str:
     """An error's text on one line, and no more of it than its reader needs."""
-    return textwrap.shorten(str(error), width=300, placeholder=" ...")
+    return textwrap.shorten(str(error) or type(error).__name__, width=300, placeholder=" ...")

@@ -127,3 +127,42 @@ def test_hooks_of_the_users_act_on_every_pass() -> None:
             for i in range(2):
                 tail = anatomy.tail(pixels, i, split.maps[i : i + 1])
                 torch.testing.assert_close(tail[0], split.logits[i])
+
+
+@pytest.mark.parametrize("layer", ["stages.1", "stages.2", "stages.2.blocks.0", "stages.3.blocks.0.mlp.fc2"])
+@pytest.mark.parametrize("method", ["ablationcam", "reciprocam", "gradcam"])
+def test_layers_after_taps_within_them(layer: str, method: str) -> None:
+    """ConvNeXt's taps are within its stages, which a tail that starts later does not run."""
+    backbone = lively("test_convnext", num_classes=7)
+    model = CAStream(backbone, ("stem", "stages.1.downsample", "stages.2.downsample"), init="paper").eval().double()
+    x = pictures(96, 96).double()
+    explainer = interp_zoo.Explainer(model, method, layer=f"backbone.{layer}")
+    assert explainer(x, target=[1, 2]).raw.isfinite().all()
+    with explainer.anatomy(x) as (anatomy, pixels), torch.no_grad():
+        split = anatomy.split(pixels)
+        torch.testing.assert_close(split.logits, model(x))
+        for i in range(2):
+            torch.testing.assert_close(anatomy.tail(pixels, i, split.maps[i : i + 1])[0], split.logits[i])
+
+
+def test_streams_that_cannot_be_shown() -> None:
+    model, x = lively_ca(num_classes=7), pictures(64, 64)
+    with pytest.raises(ValueError, match='`layer` does not go with method "attention"'):
+        interp_zoo.explain(model, x, "attention", layer="backbone.layer2")
+    untrained = CAStream(lively("test_resnet")).eval()
+    with pytest.raises(ValueError, match="the stream is not trained yet, and its last block's attention is uniform"):
+        interp_zoo.explain(untrained, x, "attention")
+    assert interp_zoo.explain(untrained, x, "attention", block=0).raw.amax() > 0
+    assert "not trained yet" in interp_zoo.compare(untrained, x).left_out["attention"]
+
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.network = lively_ca(num_classes=7), lively("test_resnet", num_classes=7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.network(x)
+            return logits
+
+    with pytest.raises(ValueError, match="the model does not run its stream"):
+        interp_zoo.explain(Idle().eval(), x, "attention")

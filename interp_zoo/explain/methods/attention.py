@@ -49,10 +49,17 @@ def attention(anatomy: Anatomy, pixels: Tensor, target: Target, *, block: int = 
         softmax: the attention itself, which sums to 1 over the places, in place of its scores.
 
     Raises:
-        UnsuitableModel: if the model has no CA-Stream.
+        UnsuitableModel: if the model has no CA-Stream, or one that it does not run, or that is not trained yet.
         ValueError: if the stream has no such block.
     """
+    stream = _stream(anatomy.model).stream
     scores = anatomy.split(pixels).watched
+    if len(scores) != len(stream.blocks):
+        raise UnsuitableModel('`method` "attention": the model does not run its stream: use "gradcam"')
+    if stream.untrained and block in (-1, len(scores) - 1):
+        raise UnsuitableModel(
+            '`method` "attention": the stream is not trained yet, and its last block\'s attention is uniform'
+        )
     if not -len(scores) <= block < len(scores):
         raise ValueError(f"`block` is {block}, but the stream has {len(scores)} blocks: 0 to {len(scores) - 1}, or -1")
     found = scores[block]
