@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from interp_zoo.explain.cutting import Cut, logits_of
 from interp_zoo.explain.replay import Memory, answering, hook, repeat
 from interp_zoo.explain.targets import Target
+from interp_zoo.models.taps import is_tapped
 
 Tick = Callable[[int], None]
 
@@ -221,7 +222,7 @@ class Anatomy:
         """Lets the cut layer return `new` at the call where the network is cut; other calls of it run as they are."""
         module = self.model.get_submodule(self.cut.name)
         run, calls = module.forward, count()
-        if any(part._forward_hooks for part in module.modules() if part is not module):  # hooks within it: it is run
+        if any(is_tapped(part) for part in module.modules() if part is not module):  # then it is run
             at = lambda *_: new if next(calls) == self.cut.index else None  # noqa: E731
             stack.enter_context(hook(module.register_forward_hook(at, prepend=True)))
             return

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from interp_zoo.explain.branches import Branches, Path, map_tensors, tensors
 from interp_zoo.explain.grid import GridView, find_view
 from interp_zoo.explain.replay import Call, Recorder, finished_before, hook
+from interp_zoo.models.taps import is_tapped
 from interp_zoo.words import nearest
 
 WHOLE_HEAD = "forward_features"
@@ -267,8 +268,8 @@ class CutFinder:
         return torch.allclose(logits, clean, rtol=1e-3, atol=1e-4)
 
     def _cut(self, c: _Candidate, recorder: Recorder, *, bottleneck: bool) -> Cut:
-        hooked = [name for name, module in self.model.named_modules() if module._forward_hooks]
-        before = finished_before(recorder.calls, c.call, hooked)
+        tapped = [name for name, module in self.model.named_modules() if is_tapped(module)]
+        before = finished_before(recorder.calls, c.call, tapped)
         batched = self._batched({*before, c.call.name})
         where, layout = (c.call.name, c.call.index, c.branches, before, batched), self.memory_format
         return Cut(*where, head=False, bottleneck=bottleneck, memory_format=layout)

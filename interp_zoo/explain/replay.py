@@ -89,14 +89,14 @@ def hook(handle: Any) -> Iterator[None]:
         handle.remove()
 
 
-def finished_before(calls: list[Call], cut: Call, hooked: Collection[str]) -> tuple[str, ...]:
+def finished_before(calls: list[Call], cut: Call, tapped: Collection[str]) -> tuple[str, ...]:
     """The outermost modules all of whose calls ended before `cut` began: what a replay answers from memory.
 
-    A module that holds a `hooked` one is not answered as a whole, but part by part, so that the hook is called (a
-    CA-Stream's keys and values come from hooks).
+    A module that holds a `tapped` one is not answered as a whole, but part by part, so that the tap is called: a
+    CA-Stream's keys and values come from there.
     """
     late = {c.name for c in calls if c.end >= cut.begin}
-    late |= {name[:i] for name in hooked for i, letter in enumerate(name) if letter == "."}
+    late |= {name[:i] for name in tapped for i, letter in enumerate(name) if letter == "."}
     early = [c for c in calls if c.name not in late]
     names: dict[str, None] = {}
     for c in early:

@@ -97,7 +97,7 @@ class Taps:
                 )
         for index, name in enumerate(names):
             for part in _ends(there[name]):
-                self._handles.append(part.register_forward_hook(_Tap(self, index)))
+                self._handles.append(part.register_forward_hook(Tap(self, index)))
 
     def open(self) -> None:
         """Starts keeping, for the forward pass that follows."""
@@ -130,15 +130,21 @@ class Taps:
         self._handles = []
 
 
-class _Tap:
-    """The forward hook of one layer."""
+class Tap:
+    """The forward hook of one layer, on whose call the network itself depends."""
 
     def __init__(self, taps: Taps, index: int) -> None:
         self.taps = taps
         self.index = index
 
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        """Keeps the output."""
         self.taps.keep(self.index, output)
+
+
+def is_tapped(module: nn.Module) -> bool:
+    """Whether a module has a tap."""
+    return any(isinstance(hook, Tap) for hook in module._forward_hooks.values())
 
 
 def _thread() -> int:

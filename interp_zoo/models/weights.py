@@ -140,8 +140,8 @@ def differences(state: Mapping[str, Tensor], model: nn.Module, *, free: Collecti
     wrong = [k for k in want if want[k] != have.get(k)] + [k for k in have if k not in want]
     if not wrong:
         return ""
-    first = wrong[0]
-    return f"{len(wrong)} tensors differ, {first} first ({have.get(first, 'missing')} for {want.get(first, 'none')})"
+    first, many = wrong[0], "1 tensor differs" if len(wrong) == 1 else f"{len(wrong)} tensors differ"
+    return f"{many}, {first} first ({have.get(first, 'missing')} for {want.get(first, 'none')})"
 
 
 def difference_in_form(one: nn.Module, other: nn.Module) -> str:

@@ -288,21 +288,16 @@ def test_a_checkpoint(batch: Tensor, tiny_cnn: nn.Module, tmp_path: Path) -> Non
 
 def test_checkpoints_that_do_not_fit(tiny_cnn: nn.Module, tmp_path: Path) -> None:
     file = saved(tiny_cnn, tmp_path / "model.safetensors")
-    with pytest.raises(
-        ValueError, match=r'`checkpoint` ".*" does not fit the model "test_vit": \d+ of \d+ tensors differ'
-    ):
+    with pytest.raises(ValueError, match=r'`checkpoint` ".*" does not fit the model "test_vit": \d+ tensors differ'):
         create("test_vit", checkpoint=file)
     grey = timm.create_model("test_resnet", num_classes=10, in_chans=1)
-    with pytest.raises(
-        ValueError, match=r"1 of \d+ tensors differ, conv1.0.weight first \(\(\d+, 1, 3, 3\) for \(\d+, 3,"
-    ):
-        create("test_resnet", checkpoint=saved(grey, tmp_path / "grey.safetensors"))
+    assert create("test_resnet", checkpoint=saved(grey, tmp_path / "grey.safetensors"))(torch.zeros(1, 1, 64, 64)).any()
     state = tiny_cnn.state_dict()
     save_file({k: v for k, v in state.items() if k != "bn1.weight"}, file)
-    with pytest.raises(ValueError, match=r"1 of \d+ tensors differ, bn1.weight first \(missing for"):
+    with pytest.raises(ValueError, match=r"1 tensor differs, bn1.weight first \(missing for"):
         create("test_resnet", checkpoint=file)
     save_file(state | {"extra": torch.zeros(1)}, file)
-    with pytest.raises(ValueError, match=r"1 of \d+ tensors differ, extra first \(\(1,\) for none\)"):
+    with pytest.raises(ValueError, match=r"1 tensor differs, extra first \(\(1,\) for none\)"):
         create("test_resnet", checkpoint=file)
 
 

@@ -63,8 +63,8 @@ def test_weights_that_are_damaged(hub: Hub, tmp_path: Path) -> None:
             (whole[: len(whole) // 2], ""),
             (b"\x80\x04 a pickle", ""),
             (other, r"\d+ tensors differ"),
-            (fewer["stream.query"], "1 tensors differ, stream.query first"),
-            (fewer["backbone.conv1.weight"], "1 tensors differ, backbone.conv1.weight first"),
+            (fewer["stream.query"], "1 tensor differs, stream.query first"),
+            (fewer["backbone.conv1.weight"], "1 tensor differs, backbone.conv1.weight first"),
         )
     ):
         repo = f"me/damaged{i}"
@@ -195,7 +195,7 @@ def test_no_part_of_the_first_layer_may_be_missing(tmp_path: Path) -> None:
     del state["backbone.stem.0.bias"]
     save_file(state, tmp_path / "fewer.safetensors")
     overlay = {"file": str(tmp_path / "fewer.safetensors")}
-    with pytest.raises(ValueError, match=r"1 tensors differ, backbone\.stem\.0\.bias first"):
+    with pytest.raises(ValueError, match=r"1 tensor differs, backbone\.stem\.0\.bias first"):
         timm.create_model("ca_convnext_tiny", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5)
     with pytest.raises(OSError, match=r"its weights cannot be had from .*gone\.safetensors: \w+"):
         timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "gone.safetensors")})
