@@ -17,8 +17,10 @@ from conftest import assert_one_line, lively, saved
 from hubserver import TOKEN, Hub, serving
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import interp_zoo
+from interp_zoo import cli
 from interp_zoo.hub import FILES, prepare, publish
 
 NAME, REPO = "ca_resnet18_cifar", "me/ca_resnet18_cifar.cifar100"
@@ -201,15 +203,6 @@ def test_on_the_command_line(tmp_path: Path, results: Path, x: Tensor) -> None:
         assert hub.repos == {}
         assert sorted(f.name for f in (tmp_path / REPO.partition("/")[2]).iterdir()) == sorted(FILES)
         assert "nothing was pushed" in dry.stdout
-        (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "README.md").write_text("precious")
-        for more, why in ((["--dry-run", "-o", "mine"], "with other files"), (["-o", "mine"], "goes with `--dry-run`")):
-            refused = run(*push, *more)
-            assert refused.returncode == 1
-            assert "`--output`" in refused.stderr
-            assert why in refused.stderr
-        assert (tmp_path / "mine" / "README.md").read_text() == "precious"
-        assert hub.repos == {}
         pushed = run(*push, "--private")
         assert pushed.returncode == 0, pushed.stderr
         assert hub.private == {REPO}
@@ -227,3 +220,16 @@ def test_on_the_command_line(tmp_path: Path, results: Path, x: Tensor) -> None:
         pulled = run(sys.executable, "-c", code)
         assert pulled.returncode == 0, pulled.stderr
     torch.testing.assert_close(load_file(tmp_path / "y.safetensors")["y"], lively(NAME)(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("more", "why"), [(["--dry-run"], "with other files"), ([], "goes with `--dry-run`")])
+def test_folders_that_are_not_written_to(more: list[str], why: str, tmp_path: Path) -> None:
+    checkpoint = saved(NAME, tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("precious")
+    arguments = ["push", NAME, "--repo-id", REPO, "--checkpoint", str(checkpoint), "-o", str(tmp_path / "mine")]
+    result = CliRunner().invoke(cli.app, [*arguments, *more])
+    assert result.exit_code == 1
+    assert why in " ".join(result.output.split())
+    assert (tmp_path / "mine" / "README.md").read_text() == "precious"
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["README.md"]

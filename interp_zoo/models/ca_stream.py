@@ -158,6 +158,7 @@ class CAStream(nn.Module):
                 raise
         dims = [layout.places(a).shape[2] for layout, a in zip(self._layouts, (*maps, final), strict=True)]
         self.stream = Stream(dims, init=init, device=parameter.device, dtype=parameter.dtype)
+        self.tokens = nn.Identity()  # where all that is read afterwards goes through: a layer to cut at, and its name
         if not averages:
             warnings.warn(
                 f"`backbone` is a {type(backbone).__name__} whose head does not read the average of its last map: "
@@ -286,7 +287,8 @@ class CAStream(nn.Module):
         for i, a in enumerate(maps):
             query = self.stream.blocks[i](query, self._places(i, a))
         places = self._places(-1, final)
-        return torch.cat([query[:, None].to(places.dtype), places], 1)
+        tokens: Tensor = self.tokens(torch.cat([query[:, None].to(places.dtype), places], 1))
+        return tokens
 
     def _head(self, pooled: Tensor, *, pre_logits: bool = False) -> Tensor:
         """The backbone's head on a pooled vector (B, C): it reads a map of one place, whose average that is."""

@@ -10,6 +10,8 @@ from conftest import lively, lively_ca
 from torch import Tensor, nn
 
 import interp_zoo
+from interp_zoo.explain.cutting import find_cut
+from interp_zoo.explain.untouched import untouched
 from interp_zoo.models import CAStream
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:map .* is blank:UserWarning")]
@@ -48,11 +50,23 @@ def test_maps_on_transformers_and_windows() -> None:
             torch.testing.assert_close(raw.flatten(1), a.flatten(1), rtol=1e-4, atol=1e-7)
 
 
-def test_the_stream_is_found_within_wrappers() -> None:
-    model, x = lively_ca(), pictures(64, 64)
+@pytest.mark.parametrize("method", ["attention", "gradcam", "reciprocam"])
+def test_wrapped_models_are_cut_at_the_same_place(method: str) -> None:
+    """By its layers alone, without timm's interface: nothing gets around the tokens."""
+    model, x = lively_ca(num_classes=7).double(), pictures(64, 160).double()
     wrapped = nn.Sequential(nn.Identity(), model)
-    want = interp_zoo.explain(model, x, "attention").raw
-    torch.testing.assert_close(interp_zoo.explain(wrapped, x, "attention").raw, want)
+    want, found = (interp_zoo.explain(m, x, method, target=3) for m in (model, wrapped))
+    assert (want.layer, found.layer) == ("tokens", "1.tokens")
+    torch.testing.assert_close(found.raw, want.raw)
+
+
+def test_all_that_the_stream_reads_goes_through_the_stem() -> None:
+    """Also its keys and values, which the stem's tap takes after a cut there."""
+    model = lively_ca(num_classes=7)
+    with untouched(model):
+        stem, stage = (find_cut(model, (3, 64, 64), f"backbone.{layer}") for layer in ("maxpool", "layer2"))
+    assert stem.bottleneck
+    assert not stage.bottleneck
 
 
 def gradcam_at(model: nn.Module, x: Tensor, layer: str, *, prepend: bool) -> Tensor:
@@ -111,7 +125,7 @@ def test_saturated_attention_is_cut_at_the_last_map() -> None:
     logits, attention = model.forward_attention(x)
     assert attention[-1].amax((1, 2)).min() == 1
     assert logits.isfinite().all()
-    assert interp_zoo.explain(model, x, "gradcam").layer == "forward_features"
+    assert interp_zoo.explain(model, x, "gradcam").layer == "tokens"
 
 
 def test_hooks_of_the_users_act_on_every_pass() -> None:
@@ -119,11 +133,13 @@ def test_hooks_of_the_users_act_on_every_pass() -> None:
     model, x = lively("test_resnet", num_classes=7).double(), pictures(64, 64).double()
     model.get_submodule("layer2").register_forward_hook(lambda _m, _a, out: out.clamp(max=0.3))
     model.get_submodule("layer3").register_forward_hook(lambda _m, _a, out: 2 * out)
-    for layer in ("layer2", "layer3", "layer4"):
-        explainer = interp_zoo.Explainer(model, "gradcam", layer=layer)
+    stream = lively_ca(num_classes=7).double()
+    stream.get_submodule("backbone.layer1.0").register_forward_hook(lambda _m, _a, out: 2 * out)
+    for network, layer in ((model, "layer2"), (model, "layer3"), (model, "layer4"), (stream, "backbone.layer3")):
+        explainer = interp_zoo.Explainer(network, "gradcam", layer=layer)
         with explainer.anatomy(x) as (anatomy, pixels), torch.no_grad():
             split = anatomy.split(pixels)
-            torch.testing.assert_close(split.logits, model(x))
+            torch.testing.assert_close(split.logits, network(x))
             for i in range(2):
                 tail = anatomy.tail(pixels, i, split.maps[i : i + 1])
                 torch.testing.assert_close(tail[0], split.logits[i])
@@ -166,3 +182,18 @@ def test_streams_that_cannot_be_shown() -> None:
 
     with pytest.raises(ValueError, match="the model does not run its stream"):
         interp_zoo.explain(Idle().eval(), x, "attention")
+
+
+def test_hooks_of_the_users_do_not_move_the_cut() -> None:
+    """What a layer returned is recorded before its hooks, which then act once, not twice."""
+    model, x = lively("test_vit", num_classes=7).double(), torch.randn(2, 3, 160, 160).double()
+    with untouched(model):
+        want = find_cut(model, (3, 160, 160)).name
+    assert want == "blocks.4"
+    hooked = lively("test_vit", num_classes=7).double()
+    hooked.get_submodule(want).register_forward_hook(lambda _m, _a, out: 1.5 * out)
+    with untouched(hooked):
+        cut = find_cut(hooked, (3, 160, 160))
+    assert (cut.name, cut.bottleneck) == (want, True)
+    with interp_zoo.Explainer(hooked, "gradcam").anatomy(x) as (anatomy, pixels), torch.no_grad():
+        torch.testing.assert_close(anatomy.split(pixels).logits, hooked(x))

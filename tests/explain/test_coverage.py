@@ -58,9 +58,7 @@ MODELS = {
 }
 OWN = [
     "ca_resnet18",
-    "ca_resnet50",
     "ca_convnext_tiny",
-    "ca_efficientnet_lite0",
     "ca_mobilenetv2_100",
     "ca_resnet18_cifar",
     "gr_resnet18_cifar",

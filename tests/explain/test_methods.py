@@ -16,11 +16,11 @@ from interp_zoo.explain.methods import get_method
 
 # Where each tiny model is cut, two classes, of which the first one's score is above 0 and the second one's below, and
 # the pictures' size (a class token's twin reads squares only).
-LAYERS = {"tiny_cnn": "layer4", "tiny_vit": "blocks.4", "tiny_nonlinear": "norm_pre", "tiny_ca": "forward_features"}
+LAYERS = {"tiny_cnn": "layer4", "tiny_vit": "blocks.4", "tiny_nonlinear": "norm_pre", "tiny_ca": "tokens"}
 CLASSES = {"tiny_cnn": [2, 9], "tiny_vit": [3, 8], "tiny_nonlinear": [4, 8], "tiny_ca": [3, 5]}
 SIZES = {"tiny_cnn": (64, 96), "tiny_vit": (96, 96), "tiny_nonlinear": (64, 96), "tiny_ca": (64, 96)}
 MODELS = list(LAYERS)
-TWINS_LAYERS = LAYERS | {"tiny_ca": "backbone.layer4"}  # what forward_features hands on, with a query before it
+TWINS_LAYERS = LAYERS | {"tiny_ca": "backbone.layer4"}  # whose places the tokens are, with a query before them
 SUITED = [(name, kind) for name in interp_zoo.list_methods() for kind in MODELS if suits(name, kind)]
 
 # Compared in float64 alone: Opti-CAM's hundred steps carry rounding on, and HiResCAM before LayerNorm is little else.

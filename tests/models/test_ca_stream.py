@@ -181,11 +181,10 @@ BACKBONES = {
     "test_nfnet": 5,
     "mobilenetv3_small_050": 5,
     "swin_s3_tiny_224": 4,
-    "vgg11": 6,
     "vit_tiny_patch16_224": 1,
     "test_vit2": 1,
 }
-BLIND = {"vgg11", "vit_tiny_patch16_224"}  # heads that read something else than the average
+BLIND = {"vit_tiny_patch16_224"}  # heads that read something else than the average
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -18,6 +18,8 @@ import interp_zoo
 
 NAMES = interp_zoo.list_models()
 STREAMED = [name for name in NAMES if name.startswith("ca_")]
+# Those of one kind differ in how often a block is repeated.
+KINDS = [name for name in NAMES if name not in ("ca_resnet101", "ca_convnext_small", "ca_convnext_base")]
 SMALL = ["ca_resnet18_cifar", "ca_mobilenetv2_100", "gr_mobilenetv2_cifar"]
 FEATURES = {name: 4 if "convnext" in name else 5 for name in NAMES}
 
@@ -70,7 +72,7 @@ def test_heads_and_cfgs(name: str) -> None:
         assert bare(x).shape == (1, model.num_features)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KINDS)
 def test_backward_reaches_every_parameter(name: str) -> None:
     model = timm.create_model(name, num_classes=42, in_chans=1, drop_rate=0.1).train()
     logits = model(pictures(name)[:, :1])
@@ -80,7 +82,7 @@ def test_backward_reaches_every_parameter(name: str) -> None:
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KINDS)
 def test_features(name: str) -> None:
     model: Any = timm.create_model(name).eval()
     x = pictures(name)

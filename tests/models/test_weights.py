@@ -168,17 +168,17 @@ def test_backbones_of_another_architecture(tmp_path: Path) -> None:
 def test_a_backbone_that_is_not_whole(tmp_path: Path) -> None:
     """Not with other classes either, with which timm lets any weights be missing."""
     folder = tmp_path / "body"
-    prepare(lively("resnet18_cifar"), "me/body", folder)
-    state = {k: v for k, v in load_file(folder / "model.safetensors").items() if not k.startswith("layer3")}
+    prepare(lively("mobilenetv2_100"), "me/body", folder)
+    state = {k: v for k, v in load_file(folder / "model.safetensors").items() if not k.startswith("blocks.3")}
     save_file(state, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
     for classes in (None, 10):
-        with pytest.raises(OSError, match=r"whose weights cannot be had: .*layer3"):
-            timm.create_model(NAME, backbone_pretrained=f"local-dir:{folder}", num_classes=classes)
+        with pytest.raises(OSError, match=r"whose weights cannot be had: .*blocks\.3"):
+            timm.create_model("ca_mobilenetv2_100", backbone_pretrained=f"local-dir:{folder}", num_classes=classes)
     config["model_args"] = {"num_classes": 10}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(OSError, match="its pretrained weights cannot be had"):
-        interp_zoo.explain(f"local-dir:{folder}", torch.zeros(3, 32, 32))
+    with pytest.raises(OSError, match="they are of 1000 classes, but their config makes 10 of it"):
+        interp_zoo.explain(f"local-dir:{folder}", torch.zeros(3, 224, 224))
 
 
 def test_asked_for_settings_outlast_the_backbones(tmp_path: Path) -> None:
