@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,18 @@ FEATURES = {name: 4 if "convnext" in name else 5 for name in NAMES}
 def test_there_are_enough() -> None:
     assert len(STREAMED) >= 10
     assert {"gr_resnet18_cifar", "gr_mobilenetv2_cifar", "demo_efficientnet_lite0"} <= set(NAMES)
-    assert not any(name in timm.models.resnet.default_cfgs for name in NAMES)
+
+
+def test_no_name_is_timms() -> None:
+    """Whoever registers a name anew takes timm's model from its users; timm only warns."""
+    code = (
+        "import warnings; warnings.simplefilter('error', UserWarning); import timm; theirs = set(timm.list_models()); "
+        "import interp_zoo; print(len(theirs), sorted(theirs & set(interp_zoo.list_models())))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, shared = done.stdout.split(maxsplit=1)
+    assert int(count) > 1000
+    assert shared.strip() == "[]"
 
 
 def size(name: str, most: int = 64) -> tuple[int, int, int]:
