@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Results:
     command: str = ""
     results: tuple[dict[str, Any], ...] = ()
     base_model: str | None = None
-    datasets: tuple[str, ...] = field(default=())
+    datasets: tuple[str, ...] = ()
     training: str | None = None
 
     @classmethod

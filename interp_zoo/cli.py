@@ -186,7 +186,11 @@ def push(
 ) -> None:
     """Publish a model on the Hugging Face Hub: weights (safetensors), timm's config, a card with what was measured."""
     about: dict[str, Any] = {"results": results, "license": license, "base_model": base_model}
-    folder = _or_exit(lambda: _empty(output or Path(repo_id.rpartition("/")[2]), dry_run, given=output is not None))
+    if output and not dry_run:
+        _fail(ValueError("`--output` goes with `--dry-run`: without it the files go to the Hub"))
+    folder = output or Path(repo_id.rpartition("/")[2])
+    if dry_run:
+        _or_exit(lambda: _check_free(folder))
     made = _or_exit(lambda: create(model, checkpoint=checkpoint))
     if dry_run:
         for file in _or_exit(lambda: prepare(made, repo_id, folder, **about)):
@@ -198,17 +202,10 @@ def push(
     out.print(f'timm.create_model("hf-hub:{escape(repo_id)}", pretrained=True)', highlight=False, soft_wrap=True)
 
 
-def _empty(folder: Path, dry_run: bool, *, given: bool) -> Path:
-    """The folder for a dry run, which must hold nothing yet but what another dry run wrote."""
-    if given and not dry_run:
-        raise ValueError("`--output` goes with `--dry-run`: without it the files go to the Hub")
-    if (
-        dry_run
-        and folder.exists()
-        and (not folder.is_dir() or {f.name for f in folder.iterdir()} not in (set(), set(FILES)))
-    ):
+def _check_free(folder: Path) -> None:
+    """Refuses a folder that holds anything but what another dry run wrote (a README.md alone is somebody's own)."""
+    if folder.exists() and (not folder.is_dir() or {f.name for f in folder.iterdir()} not in (set(), set(FILES))):
         raise FileExistsError(f'`--output` "{folder}" is there already, with other files: name another folder')
-    return folder
 
 
 def _model(name: str, checkpoint: Path | None, device: str | None) -> nn.Module:

@@ -21,8 +21,8 @@ from interp_zoo.explain.labels import Labels
 from interp_zoo.explain.methods import get_method
 from interp_zoo.explain.progress import progress_bar
 from interp_zoo.explain.targets import Request, Target
-from interp_zoo.explain.untouched import untouched
 from interp_zoo.models.loading import create, place
+from interp_zoo.untouched import untouched
 
 Amp = Literal["bf16", "fp16"]
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}

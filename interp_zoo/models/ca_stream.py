@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from interp_zoo.models.taps import Layout, Taps
-from interp_zoo.models.wrapping import evaluating, input_shape, own_cfg, prefixed_groups
+from interp_zoo.models.wrapping import input_shape, own_cfg, prefixed_groups
+from interp_zoo.untouched import untouched
 
 T = TypeVar("T")
 Init = Literal["identity", "paper"]
@@ -146,16 +147,13 @@ class CAStream(nn.Module):
         shape, parameter = input_shape(backbone), next(backbone.parameters())
         picture = torch.arange(shape.numel(), device=parameter.device).sin()  # nowhere constant, and no draw
         x = picture.to(parameter.dtype).view(1, *shape)
-        with evaluating(backbone), torch.no_grad():
+        with untouched(backbone), torch.no_grad():  # which takes the probe's taps away, too
             self._taps = Taps(backbone, self._usable_taps(x) if taps is None else taps)
-            try:
-                final, maps = self._run(x)
-                names = (*self._taps.names, "")
-                self._layouts = [self._layout(a, name) for a, name in zip((*maps, final), names, strict=True)]
-                averages = final.device.type == "meta" or self._averages(final)
-            except BaseException:
-                self._taps.remove()  # the user's backbone is as it was
-                raise
+            final, maps = self._run(x)
+            names = self._taps.names
+            self._layouts = [self._layout(a, name) for a, name in zip((*maps, final), (*names, ""), strict=True)]
+            averages = final.device.type == "meta" or self._averages(final)
+        self._taps = Taps(backbone, names)
         dims = [layout.places(a).shape[2] for layout, a in zip(self._layouts, (*maps, final), strict=True)]
         self.stream = Stream(dims, init=init, device=parameter.device, dtype=parameter.dtype)
         self.tokens = nn.Identity()  # where all that is read afterwards goes through: a layer to cut at, and its name
@@ -308,10 +306,7 @@ class CAStream(nn.Module):
         infos = [info for info in self.backbone.feature_info if info["module"] in there]  # some name none of theirs
         names = list({int(info["reduction"]): str(info["module"]) for info in infos}.values())
         self._taps = Taps(self.backbone, names)
-        try:
-            final, maps = self._run(x)
-        finally:
-            self._taps.remove()
+        final, maps = self._run(x)
         layout = self._layout(final)
         usable = {name: a for name, a in zip(names, maps, strict=True) if isinstance(a, Tensor) and a.ndim in (3, 4)}
         if usable:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from interp_zoo.models.wrapping import evaluating, input_shape
+from interp_zoo.models.wrapping import input_shape
+from interp_zoo.untouched import untouched
 
 
 def parameters(model: nn.Module) -> int:
@@ -24,7 +25,7 @@ def flops(model: nn.Module) -> int:
     """
     parameter = next(model.parameters())
     x = torch.zeros(1, *input_shape(model), device=parameter.device, dtype=parameter.dtype)
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with untouched(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(x)
     return int(counter.get_total_flops())
 

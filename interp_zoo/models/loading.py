@@ -97,11 +97,16 @@ def _from_checkpoint(name: str, path: Path) -> nn.Module:
     state = _read(path)
     cfg: Any = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     sizes: dict[str, Any] = {}
-    for key, axis, layers in (("num_classes", 0, names_in(cfg.classifier)), ("in_chans", 1, names_in(cfg.first_conv))):
-        weight = state.get(f"{layers[0]}.weight") if len(layers) == 1 else None
-        if weight is not None and weight.ndim > axis:
-            sizes[key] = weight.shape[axis]
+    for layer in names_in(cfg.classifier)[:1]:
+        if f"{layer}.weight" in state:
+            sizes["num_classes"] = len(state[f"{layer}.weight"])
     model: nn.Module = timm.create_model(name, pretrained=False, **sizes)
+    for layer in names_in(cfg.first_conv)[:1]:
+        own, given = model.state_dict().get(f"{layer}.weight"), state.get(f"{layer}.weight")
+        if own is not None and given is not None and own.ndim == given.ndim == 4 and own.shape[1] != given.shape[1]:
+            # not the shape alone: some stems fold a patch of pixels into their channels before they convolve
+            sizes["in_chans"] = max(1, given.shape[1] * cfg.input_size[0] // own.shape[1])
+            model = timm.create_model(name, pretrained=False, **sizes)
     wrong = differences(state, model)
     if wrong:
         raise ValueError(f'`checkpoint` "{path}" does not fit the model "{name}": {wrong}')

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -55,15 +54,3 @@ def prefixed_groups(matcher: Mapping[str, Any] | Callable[[str], Any], prefix: s
         return [(below(pattern), ordinal) for pattern, ordinal in patterns or ()]
 
     return {name: below(patterns) for name, patterns in matcher.items()}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the block; each module is then as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

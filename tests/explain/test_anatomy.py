@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import interp_zoo
 from interp_zoo.explain.cutting import Cut, find_cut
-from interp_zoo.explain.untouched import untouched
+from interp_zoo.untouched import untouched
 
 
 def cut_of(model: nn.Module, shape: tuple[int, int, int] = (3, 160, 160)) -> Cut:

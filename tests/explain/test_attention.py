@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import interp_zoo
 from interp_zoo.explain.cutting import find_cut
-from interp_zoo.explain.untouched import untouched
 from interp_zoo.models import CAStream
+from interp_zoo.untouched import untouched
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:map .* is blank:UserWarning")]
 

@@ -301,6 +301,22 @@ def test_checkpoints_that_do_not_fit(tiny_cnn: nn.Module, tmp_path: Path) -> Non
         create("test_resnet", checkpoint=file)
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("tresnet_m", {}),  # whose first convolution sees 4 x 4 pixels as 48 channels
+        ("tresnet_m", {"in_chans": 1, "num_classes": 7}),
+        ("deit_tiny_distilled_patch16_224", {"num_classes": 5}),  # two classifiers
+        ("test_vit", {"in_chans": 4}),
+    ],
+)
+def test_sizes_are_read_off_a_checkpoint(name: str, sizes: dict[str, Any], tmp_path: Path) -> None:
+    model = timm.create_model(name, **sizes)
+    found: Any = create(name, checkpoint=saved(model, tmp_path / "model.safetensors"))
+    assert found.num_classes == sizes.get("num_classes", 1000)
+    assert all(torch.equal(tensor, found.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
 def test_pickled_checkpoints_are_not_loaded(tiny_cnn: nn.Module, tmp_path: Path) -> None:
     torch.save(tiny_cnn.state_dict(), tmp_path / "model.pth")
     with pytest.raises(ValueError, match=r"`checkpoint` .*pickled weights are not loaded, convert them") as caught:

@@ -116,12 +116,15 @@ def test_scores_of_both_signs(kind: str, model: nn.Module, pictures: Tensor) -> 
     assert scores[1] < -0.1
 
 
-@pytest.mark.parametrize("name", ["cam", "attention"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, kind) for name in interp_zoo.list_methods() for kind in MODELS if not suits(name, kind)],
+    indirect=["kind"],
+)
 def test_unsuitable_models(name: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
-    if not suits(name, kind):
-        why = {"cam": f'needs .* "{LAYERS[kind]}"', "attention": "shows what a CA-Stream attends to"}[name]
-        with pytest.raises(ValueError, match=f'`method` "{name}" {why}, .* use "gradcam"'):
-            interp_zoo.Explainer(model, name)(pictures)
+    why = {"cam": f'needs .* "{LAYERS[kind]}"', "attention": "shows what a CA-Stream attends to"}[name]
+    with pytest.raises(ValueError, match=f'`method` "{name}" {why}, .* use "gradcam"'):
+        interp_zoo.Explainer(model, name)(pictures)
 
 
 @pytest.mark.parametrize(("name", "kind"), SUITED, indirect=["kind"])

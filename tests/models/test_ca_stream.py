@@ -236,6 +236,16 @@ def test_building_touches_nothing_else() -> None:
     assert all(torch.equal(t, state[k]) for k, t in backbone.state_dict().items())
 
 
+def test_building_fills_no_cache() -> None:
+    """LeViT keeps its attention biases in eval mode, and would go on with them after they are trained."""
+    backbone: Any = timm.create_model("levit_128s").train()
+    CAStream(backbone)
+    flops(backbone)
+    caches = [module.attention_bias_cache for module in backbone.modules() if hasattr(module, "attention_bias_cache")]
+    assert len(caches) > 5
+    assert not any(caches)
+
+
 def test_on_meta_and_in_half_precision() -> None:
     with torch.device("meta"):
         assert {p.device.type for p in CAStream(timm.create_model("test_resnet")).parameters()} == {"meta"}

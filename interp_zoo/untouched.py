@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-# Flags of timm's networks that replay parts of the forward pass during backward: off while we cut the network.
+# Flags of timm's networks that replay parts of the forward pass during backward: off for the block.
 _RECOMPUTE_FLAGS = ("grad_checkpointing", "_grad_checkpointing", "use_checkpoint")
 
 
