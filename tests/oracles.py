@@ -7,6 +7,7 @@ layer's maps (C, h, w), G for the gradient of the logit of class c with respect 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -199,6 +200,24 @@ def slow_eigencam(model: nn.Module, x: Tensor, c: int, layer: str) -> Tensor:
 def slow_fakecam(model: nn.Module, x: Tensor, c: int, layer: str) -> Tensor:
     """1 everywhere but in the top left pixel, at the picture's size."""
     return torch.tensor([[float((i, j) != (0, 0)) for j in range(x.shape[3])] for i in range(x.shape[2])]).double()
+
+
+@oracle("center_gaussian")
+def slow_center_gaussian(model: nn.Module, x: Tensor, c: int, layer: str, *, sigma: float = 0.25) -> Tensor:
+    """exp(-d^2 / (2 sigma^2)), d the way to the middle in heights and widths of the picture."""
+    height, width = x.shape[2:]
+    far = [[(i + 0.5) / height - 0.5 for i in range(height)], [(j + 0.5) / width - 0.5 for j in range(width)]]
+    return torch.tensor(
+        [[math.exp(-(a * a + b * b) / (2 * sigma**2)) for b in far[1]] for a in far[0]], dtype=torch.float64
+    )
+
+
+@oracle("random")
+def slow_random(model: nn.Module, x: Tensor, c: int, layer: str, *, seed: int = 0, grid: int = 7) -> Tensor:
+    """Uniform noise on grid x grid places, whose seed is the picture's brightness in steps of 1/10,000, and `seed`."""
+    config: Any = model.pretrained_cfg
+    brightness = sum(float(m + s * p.mean()) for m, s, p in zip(config["mean"], config["std"], x[0], strict=True)) / 3
+    return torch.rand(grid, grid, generator=torch.Generator().manual_seed(seed + round(10_000 * brightness))).double()
 
 
 @oracle("ablationcam")

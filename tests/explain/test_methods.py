@@ -30,7 +30,10 @@ DOUBLE_ONLY = {("opticam", kind) for kind in MODELS} | {("hirescam", "tiny_vit")
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("attention", {"block": 1}),
     ("attention", {"softmax": True}),
+    ("center_gaussian", {"sigma": 0.1}),
     ("layercam", {"positive": False}),
+    ("random", {"seed": 3}),
+    ("random", {"grid": 4}),
     ("reciprocam", {"score": "logit"}),
     ("reciprocam", {"gaussian": False}),
     ("scorecam", {"score": "probability"}),
@@ -134,7 +137,7 @@ def test_equals_its_twin(name: str, kind: str, model: nn.Module, pictures: Tenso
     got = packages(name, kind, model, pictures.double(), **fewer)
     if name == "eigencam":
         want = want * (got * want).sum((1, 2), keepdim=True).sign()
-    if name == "fakecam":
+    if name in ("center_gaussian", "fakecam"):
         assert got.shape[1:] == pictures.shape[2:]
     assert_same_maps(got, want, tolerance=1e-6)
     if (name, kind) not in DOUBLE_ONLY:

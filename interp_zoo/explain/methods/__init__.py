@@ -1,6 +1,6 @@
 """The methods, a file a family. Importing this package registers them all."""
 
-from interp_zoo.explain.methods import ablationcam, attention, cam, fakecam, gradcam, opticam, reciprocam, scorecam
+from interp_zoo.explain.methods import ablationcam, attention, cam, floors, gradcam, opticam, reciprocam, scorecam
 from interp_zoo.explain.methods.registry import Method, UnsuitableModel, get_method, list_methods, register, unregister
 
 __all__ = [
@@ -9,7 +9,7 @@ __all__ = [
     "ablationcam",
     "attention",
     "cam",
-    "fakecam",
+    "floors",
     "get_method",
     "gradcam",
     "list_methods",

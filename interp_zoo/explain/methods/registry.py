@@ -33,6 +33,7 @@ class Method:
         needs: what a model must have, "" for nothing.
         aliases: other names that users give.
         watch: the modules of a model whose inputs the method reads (`Split.watched`), or None.
+        floor: whether its maps say nothing of what the model sees, so that metrics are to rank it last.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Method:
     needs: str = ""
     aliases: tuple[str, ...] = ()
     watch: Watch | None = None
+    floor: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -81,6 +83,7 @@ def register(
     needs: str = "",
     aliases: tuple[str, ...] = (),
     watch: Watch | None = None,
+    floor: bool = False,
 ) -> Callable[[MethodFunction], MethodFunction]:
     """Registers the decorated function as a method under `name`; see `Method` for the rest.
 
@@ -92,7 +95,7 @@ def register(
         for word in (name, *aliases):
             if any(_plain(word) in map(_plain, (m.name, *m.aliases)) for m in _METHODS.values()):
                 raise ValueError(f'`name` "{word}" is taken by another method: choose another')
-        _METHODS[name] = Method(name, function, paper, cost, needs, aliases, watch)
+        _METHODS[name] = Method(name, function, paper, cost, needs, aliases, watch, floor)
         return function
 
     return add
