@@ -50,6 +50,7 @@ def test_all_is_what_is_public(name: str) -> None:
     module = sys.modules.get(name) or importlib.import_module(name)
     told = getattr(module, "__all__", [])
     assert len(told) == len(set(told))
+    assert all(hasattr(module, word) for word in told)  # which imports what is imported late
     public = {word for word, value in vars(module).items() if not word.startswith("_") and defined_here(value)}
     submodules = {word for word in told if isinstance(getattr(module, word), ModuleType)}
     assert set(told) == public | submodules

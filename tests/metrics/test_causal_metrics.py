@@ -12,9 +12,9 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from interp_zoo.metrics.functional import area, deletion, deletion_curve, insertion, insertion_curve
-from interp_zoo.metrics.functional.causal import Fill, gaussian
+from interp_zoo.metrics.functional.fills import Fill, gaussian
 
-FILLS: tuple[Fill, ...] = ("blur", "mean", "black", "noise")
+FILLS: tuple[Fill, ...] = ("blur", "mean", "black", "noise", "linear")
 MEAN = torch.tensor([0.5, 0.4, 0.3], dtype=torch.float64)
 
 
@@ -167,7 +167,7 @@ def test_area_by_hand() -> None:
         ({"saliency": torch.zeros(3, 10, 12)}, r"`saliency` has shape \(3, 10, 12\), but must be \(3, 12, 10\)"),
         ({"saliency": torch.full((3, 12, 10), torch.nan)}, "`saliency` holds NaN"),
         ({"target": torch.zeros(2).long()}, r"`target` has shape \(2,\), but must be \(3,\)"),
-        ({"fill": "white"}, '`fill` is "white", but must be one of blur, mean, black, noise'),
+        ({"fill": "white"}, '`fill` is "white", but must be one of blur, mean, black, noise, linear'),
         ({"step": 0}, "`step` is 0, but must be at least 1"),
         ({"blur_kernel": 4}, "`blur_kernel` is 4, but must be odd"),
     ],

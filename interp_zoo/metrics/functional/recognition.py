@@ -5,24 +5,45 @@ Definitions: Chattopadhay et al., WACV 2018 (drop, increase); Zhang et al. (Opti
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
+Protocol = Literal["papers", "pytorch-grad-cam", "torchcam"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+_TORCHCAM_EPS = 1e-7
 
-def average_drop(before: Tensor, after: Tensor) -> Tensor:
+
+def average_drop(before: Tensor, after: Tensor, *, protocol: Protocol = "papers") -> Tensor:
     """The share of the target's probability that is lost, (N,) in percent, 0 where it rises. Low is good.
 
     Args:
         before: the target's probability on the picture, (N,) in [0, 1].
         after: the same on the masked picture.
+        protocol: whose figure it is. "papers": as above. "pytorch-grad-cam": what is lost, not its share (their
+            DropInConfidence, times 100). "torchcam": the share, with 1e-7 added to what it is a share of (their
+            ClassificationMetric, times 100). Both take any scores, torchcam logits by default, and lay masks on the
+            normalised picture: what they mask out is the mean colour, where the papers' is black.
+
+    Raises:
+        ValueError: for other shapes, values outside of [0, 1] (in the papers' protocol), or an unknown protocol.
     """
-    _check(before, after)
-    return 100 * (before - after).relu() / before.clamp_min(torch.finfo(before.dtype).tiny)
+    _check(before, after, protocol)
+    lost = 100 * (before - after).relu()
+    if protocol == "pytorch-grad-cam":
+        return lost
+    if protocol == "torchcam":
+        return lost / (before + _TORCHCAM_EPS)
+    return lost / before.clamp_min(torch.finfo(before.dtype).tiny)
 
 
-def average_increase(before: Tensor, after: Tensor) -> Tensor:
-    """100 where the target's probability rises, else 0, (N,). High is good. Arguments as in `average_drop`."""
-    _check(before, after)
+def average_increase(before: Tensor, after: Tensor, *, protocol: Protocol = "papers") -> Tensor:
+    """100 where the target's probability rises, else 0, (N,). High is good. Arguments as in `average_drop`.
+
+    The same in all protocols, but for the scores that they take.
+    """
+    _check(before, after, protocol)
     return 100 * (after > before).to(before.dtype).masked_fill(before.isnan() | after.isnan(), torch.nan)
 
 
@@ -35,9 +56,11 @@ def average_gain(before: Tensor, after: Tensor) -> Tensor:
     return 100 * (after - before).relu() / (1 - before).clamp_min(torch.finfo(before.dtype).tiny)
 
 
-def _check(before: Tensor, after: Tensor) -> None:
+def _check(before: Tensor, after: Tensor, protocol: Protocol = "papers") -> None:
+    if protocol not in PROTOCOLS:
+        raise ValueError(f'`protocol` is "{protocol}", but must be one of {", ".join(PROTOCOLS)}')
     for name, p in (("before", before), ("after", after)):
         if p.ndim != 1 or p.shape != before.shape:
             raise ValueError(f"`{name}` has shape {tuple(p.shape)}, but both must be (N,), one probability a picture")
-        if bool(((p < 0) | (p > 1)).any()):
+        if protocol == "papers" and bool(((p < 0) | (p > 1)).any()):
             raise ValueError(f"`{name}` holds values outside of [0, 1]: give probabilities, not logits")
