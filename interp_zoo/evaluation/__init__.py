@@ -1,0 +1,1 @@
+"""What `recipes/evaluate.py` is made of: data, measuring, records, tables, the report."""

@@ -1,0 +1,56 @@
+"""Methods as users write them on a command line."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from interp_zoo.explain.methods import get_method, list_methods
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A method as the user asked for it.
+
+    Attributes:
+        text: the text of it, which names it in the table.
+        name: the method's name.
+        options: its options.
+    """
+
+    text: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse_methods(text: str) -> list[Spec]:
+    """Methods from a text such as "gradcam,opticam:iterations=50", or "all"; the floors are always among them.
+
+    Raises:
+        ValueError: if there is none, or one is unknown.
+        TypeError: if a method has no such option.
+    """
+    words = list_methods() if text.strip() == "all" else [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise ValueError("`methods` is empty: name some with commas between, or all")
+    specs: dict[str, Spec] = {}
+    for word in [*words, *(name for name in list_methods() if get_method(name).floor)]:
+        name, *pairs = word.split(":")
+        method = get_method(name)
+        options = dict(_option(pair) for pair in pairs)
+        method.check(options)
+        label = ":".join([method.name, *pairs])
+        specs[label] = Spec(label, method.name, options)
+    return list(specs.values())
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f'`methods` has the option "{text}", but it must be name=value')
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value

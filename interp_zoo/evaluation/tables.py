@@ -1,0 +1,182 @@
+"""From rows to tables: means with intervals, what can be told apart, how metrics agree, and what to be wary of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from torch import Tensor
+
+from interp_zoo.evaluation.measures import MEASURES, Measure
+from interp_zoo.explain.methods import get_method
+from interp_zoo.metrics.statistics import interval, kendall_tau, paired_difference
+
+FEW = 30  # pictures, below which intervals are no more than a hint
+LEFT_OF_IT = 50  # percent of a map that is left without the weights, from which it is told
+
+Row = dict[str, Any]
+
+
+def by_method(rows: Iterable[Row], methods: Sequence[str], model: str, kind: str) -> dict[str, dict[int, Row]]:
+    """The rows of one table, by method and picture; of methods that have any, in the order asked for."""
+    found: dict[str, dict[int, Row]] = {method: {} for method in methods}
+    for row in rows:
+        if row["model"] == model and row["target_kind"] == kind and row["method"] in found:
+            found[row["method"]][row["index"]] = row
+    return {method: dict(sorted(its.items())) for method, its in found.items() if its}
+
+
+def settle_box_accuracy(rows: Mapping[int, Row]) -> None:
+    """Fills in box accuracy, of one method: a picture's hit at the threshold that is best for all pictures together."""
+    hits = {i: row["hits"] for i, row in rows.items() if row.get("hits")}
+    if not hits:
+        return
+    table = torch.tensor([[int(bit) for bit in bits] for bits in hits.values()], dtype=torch.float64)
+    best = int(table.mean(0).argmax())
+    for i, bits in hits.items():
+        rows[i]["metrics"]["box_accuracy"] = 100.0 * int(bits[best])
+
+
+def make_table(found: Mapping[str, Mapping[int, Row]], metrics: Sequence[str], model: str, kind: str) -> dict[str, Any]:
+    """One model's table for one kind of target; see `summary.json`.
+
+    Args:
+        found: from `by_method`.
+        metrics: their names.
+        model: its name.
+        kind: "label", "predicted" or "least_likely".
+    """
+    methods = list(found)
+    floors = [is_floor(method) for method in methods]
+    pictures = sorted({index for rows in found.values() for index in rows})
+    figures = {name: _figures(found, pictures, name) for name in metrics}
+    lines = [_line(method, rows, floor) for (method, rows), floor in zip(found.items(), floors, strict=True)]
+    for name, values in figures.items():
+        for line, cell in zip(lines, _cells(values, floors, MEASURES[name]), strict=True):
+            line["metrics"][name] = cell
+    turned = {n: v.nanmean(0) * (1 if MEASURES[n].higher_is_better else -1) for n, v in figures.items()}
+    own = ~torch.tensor(floors)
+    names = [name for name in metrics if not bool(turned[name][own].isnan().all())]
+    return {
+        "model": model,
+        "target_kind": kind,
+        "pictures": len(pictures),
+        "rows": lines,
+        "agreement": {
+            "metrics": names,
+            "tau": [[_number(kendall_tau(turned[a][own], turned[b][own])) for b in names] for a in names],
+        },
+        "warnings": list(_warnings(lines, metrics, len(pictures))),
+    }
+
+
+def as_text(table: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[str | Table]:
+    """A table for the terminal, in parts by groups of metrics: the best mean bold, a tilde at what may be as good."""
+    yield f"\n{table['model']}, target {table['target_kind']}, {table['pictures']} pictures"
+    for group in dict.fromkeys(MEASURES[name].group for name in metrics):
+        names = [name for name in metrics if MEASURES[name].group == group]
+        arrows = [MEASURES[name].title + (" ↑" if MEASURES[name].higher_is_better else " ↓") for name in names]
+        text = Table("method", box=box.SIMPLE)
+        for arrow in [*arrows, "s a map"]:
+            text.add_column(arrow, justify="right")
+        for line in sorted(table["rows"], key=lambda line: line["floor"]):
+            cells = []
+            for cell in (line["metrics"][name] for name in names):
+                mean = "" if cell["mean"] is None else f"{cell['mean']:.1f}"
+                cells.append({"best": f"[bold]{mean}[/bold]", "noise": f"~{mean}"}.get(cell["standing"], mean))
+            text.add_row(line["method"], *cells, f"{line['seconds']:.2g}", style="dim" if line["floor"] else None)
+        yield text
+
+
+def is_floor(method: str) -> bool:
+    """Whether a method, as its text has it, says nothing of what the model sees."""
+    return get_method(method.partition(":")[0]).floor
+
+
+def _figures(found: Mapping[str, Mapping[int, Row]], pictures: Sequence[int], name: str) -> Tensor:
+    """(pictures, methods), float64, NaN where there is none."""
+    table = torch.full((len(pictures), len(found)), torch.nan, dtype=torch.float64)
+    for column, rows in enumerate(found.values()):
+        for line, index in enumerate(pictures):
+            value = rows[index]["metrics"].get(name) if index in rows else None
+            table[line, column] = torch.nan if value is None else value
+    return table
+
+
+def _line(method: str, rows: Mapping[int, Row], floor: bool) -> dict[str, Any]:
+    names = dict.fromkeys(name for row in rows.values() for name in row["curves"])
+    curves = {n: torch.tensor([row["curves"][n] for row in rows.values() if n in row["curves"]]) for n in names}
+    costs = {
+        key: sum(row[key] for row in rows.values()) / len(rows) for key in ("seconds", "forward", "backward", "tail")
+    }
+    return {
+        "method": method,
+        "floor": floor,
+        "pictures": len(rows),
+        "blank": sum(row["blank"] for row in rows.values()),
+        **costs,
+        "metrics": {},
+        "curves": {name: curve.nanmean(0).tolist() for name, curve in curves.items()},
+    }
+
+
+def _cells(values: Tensor, floors: Sequence[bool], measure: Measure) -> list[dict[str, Any]]:
+    """A metric's cell for each method, from figures (pictures, methods)."""
+    means, (low, high) = values.nanmean(0), interval(values)
+    turned = means if measure.higher_is_better else -means
+    turned = turned.masked_fill(torch.tensor(floors) | turned.isnan(), -torch.inf)
+    best = int(turned.argmax()) if bool((turned > -torch.inf).any()) else None
+    behind = None if best is None else paired_difference(values, values[:, best : best + 1].expand_as(values))
+    cells = []
+    for i, floor in enumerate(floors):
+        cell: dict[str, Any] = {
+            "mean": _number(means[i]),
+            "low": _number(low[i]),
+            "high": _number(high[i]),
+            "count": int((~values[:, i].isnan()).sum()),
+            "standing": "",
+            "behind": None,
+        }
+        if behind is not None and i != best:
+            difference = dict(zip(("mean", "low", "high"), map(_number, behind[:, i]), strict=True))
+            cell["behind"] = difference if None not in difference.values() else None
+        if not floor and i == best:
+            cell["standing"] = "best"
+        elif not floor and cell["behind"] and cell["behind"]["low"] <= 0 <= cell["behind"]["high"]:
+            cell["standing"] = "noise"
+        cells.append(cell)
+    return cells
+
+
+def _warnings(lines: Sequence[Mapping[str, Any]], metrics: Sequence[str], pictures: int) -> Iterable[str]:
+    own = [line for line in lines if not line["floor"]]
+    for name in metrics:
+        measure = MEASURES[name]
+        for line in (line for line in lines if line["floor"]):
+            floor = line["metrics"][name]["mean"]
+            others = [o["metrics"][name]["mean"] for o in own if o["metrics"][name]["mean"] is not None]
+            if floor is None or not others:
+                continue
+            beaten = sum((floor > o) if measure.higher_is_better else (floor < o) for o in others)
+            text = f'{measure.title}: "{line["method"]}", which says nothing of what the model sees, scores {floor:.1f}'
+            if beaten == len(others):
+                yield f"{text} and wins: this metric alone tells nothing here"
+            elif 2 * beaten >= len(others):
+                yield f"{text}, better than {beaten} of {len(others)} methods: read this metric with others"
+    for line in own:
+        if line["blank"]:
+            yield f'"{line["method"]}": {line["blank"]} of {line["pictures"]} maps are blank (zero everywhere)'
+        left = line["metrics"].get("randomization", {}).get("mean")
+        if left is not None and left >= LEFT_OF_IT:
+            yield f'"{line["method"]}": {left:.0f} % of the map is left when the weights are lost: it shows the picture'
+    if pictures < FEW:
+        yield f"only {pictures} picture{'s' * (pictures != 1)}: the intervals are no more than a hint"
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None

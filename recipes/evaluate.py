@@ -1,0 +1,297 @@
+"""Compare methods of explanation on the same pictures, by every metric, and write one report.
+
+    accelerate launch recipes/evaluate.py --model resnet50 --methods gradcam,opticam --data-dir imagenet/val --limit 500
+
+Works on one process or many: each takes its share of the pictures. Rows are written as they are measured; a run that
+is killed goes on where it was when it is started again with the same --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from interp_zoo.evaluation import measures, tables
+from interp_zoo.evaluation.boxes import read_boxes
+from interp_zoo.evaluation.data import Data, Item, Unreadable, open_data
+from interp_zoo.evaluation.measuring import FILL_STEPS, Examiner, Settings, weights_hash
+from interp_zoo.evaluation.records import Missing, Records, Writer
+from interp_zoo.evaluation.report import write_report
+from interp_zoo.evaluation.results import metric_facts, model_facts, versions, write_results, write_summary
+from interp_zoo.evaluation.specs import parse_methods
+from interp_zoo.explain.inputs import Preprocess
+from interp_zoo.explain.labels import Labels
+from interp_zoo.explain.methods import UnsuitableModel
+from interp_zoo.metrics.functional.recognition import PROTOCOLS
+from interp_zoo.models import create
+
+TARGETS = ("label", "predicted", "least_likely")
+ONE_PROCESS = (
+    "warning: this is one process: on CPUs accelerate starts several through MPI alone; for two without it: "
+    "torchrun --nproc-per-node 2 recipes/evaluate.py ..."
+)
+SHOWN = 1000  # pictures whose maps are kept: the report shows some of them
+
+
+def parse_args() -> argparse.Namespace:
+    """Every option, with its default and unit."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--model", nargs="+", required=True, help="timm models, with their pretrained weights")
+    add("--checkpoint", type=Path, help="a safetensors file with the weights, for a single model")
+    add(
+        "--methods",
+        default="all",
+        help="names with commas between, or all; options after colons: opticam:iterations=50",
+    )
+    add("--metrics", default="recognition,causal", help=f"names or groups ({', '.join(measures.GROUPS)}), or all")
+    add("--data-dir", type=Path, help="a folder with labels.csv (file, class_index), one of pictures, or timm's root")
+    add("--dataset", default="", help="timm's data set: folder, hfds/NAME, torch/NAME, wds/NAME, ... (a folder)")
+    add("--split", default="validation", help="of the data set (validation)")
+    add("--class-map", default="", help="timm's file with the classes in the model's order")
+    add("--input-key", default="", help="timm's name of the column with the pictures")
+    add("--target-key", default="", help="timm's name of the column with the labels")
+    add("--boxes", type=Path, help="a folder of VOC or ImageNet XML files, a COCO json, or a csv")
+    add("--target", default="label", choices=[*TARGETS, "all"], help="what is explained (label)")
+    add("--limit", type=int, help="so many pictures, evenly spaced (all)")
+    add("--batch-size", type=int, default=16, help="pictures, masked copies included, in the network at once (16)")
+    add("--amp", default="no", choices=["no", "bf16", "fp16"], help="precision of the network (no: the model's own)")
+    add("--output", type=Path, required=True, help="the folder for the results; that of a killed run to go on")
+    add("--overwrite", action="store_true", help="delete another run's results in it")
+    add("--protocol", default="papers", choices=PROTOCOLS, help="whose average drop and increase (papers)")
+    add("--step", type=int, help="pixels a step of insertion and deletion (those of 8 rows)")
+    add("--blur-kernel", type=int, default=11, help="width of insertion's blur in pixels (11; CA-Stream's authors: 5)")
+    add("--fill-pictures", type=int, help="on how many pictures, evenly spaced, the other fills are tried (all)")
+    add("--sanity-pictures", type=int, default=16, help="on how many, evenly spaced, the sanity checks are made (16)")
+    add("--seed", type=int, default=0, help="of all that is random (0)")
+    return parser.parse_args()
+
+
+def target_kinds(wanted: str, data: Data) -> list[str]:
+    """Which targets are explained."""
+    if wanted == "label" and not data.labelled:
+        raise ValueError('`target` is "label", but the data has no labels: use --target predicted')
+    return [kind for kind in TARGETS if kind == wanted or (wanted == "all" and (kind != "label" or data.labelled))]
+
+
+def protocol(args: argparse.Namespace, data: Data, missing: Sequence[str]) -> dict[str, str]:
+    """What one must know to compare the figures with others', in words."""
+    papers = args.protocol == "papers"
+    step = f"{args.step:,} pixels" if args.step else "8 rows of pixels"
+    facts = {
+        "Data": data.about,
+        "Target": {"all": "each of label, predicted and least likely class"}.get(args.target, args.target),
+        "Mask": "the picture in [0, 1] times the map, then mean and std: black is what is masked out"
+        if papers
+        else f"{args.protocol}'s: the normalised picture times the map: the mean colour is what is masked out",
+        "Score": "logits for average drop and increase" if args.protocol == "torchcam" else "softmax probabilities",
+        "Insertion": f"from the blurred picture ({args.blur_kernel} pixels wide, sigma 5), {step} a step",
+        "Deletion": f"to the mean colour, {step} a step; equal pixels from the top left on",
+        "Other fills": f"in {FILL_STEPS} steps, on {len(evenly(data.chosen, args.fill_pictures))} pictures",
+        "Sanity checks": f"on {len(evenly(data.chosen, args.sanity_pictures))} pictures",
+        "Precision": "as the model is" if args.amp == "no" else args.amp,
+        "Averages": "over pictures; 95 % intervals by bootstrap over pictures, differences paired",
+        "Seed": str(args.seed),
+    }
+    return facts | ({"Not measured": f"{', '.join(missing)}: no boxes or labels"} if missing else {})
+
+
+@contextmanager
+def progress(accelerator: Accelerator, total: int) -> Iterator[Any]:
+    """A bar with the time that is left, for the main process' share."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), disable=not accelerator.is_main_process) as bar:
+        task = bar.add_task("maps", total=total)
+        yield lambda n, what: bar.update(task, advance=n, description=what)
+
+
+def evenly(indices: Sequence[int], number: int | None) -> set[int]:
+    """So many of the pictures, evenly spaced, or all of them."""
+    some = min(len(indices), number or len(indices))
+    return {indices[i * len(indices) // some] for i in range(some)}
+
+
+def examine(
+    examiner: Examiner,
+    todo: Mapping[Missing, Sequence[int]],
+    data: Data,
+    boxes: Mapping[str, Tensor],
+    writer: Writer,
+    args: argparse.Namespace,
+    tick: Any,
+) -> None:
+    """Measures what is still to be measured of one model, batch by batch, and writes it down."""
+    counts = {"fills": args.fill_pictures, "sanity": args.sanity_pictures, "shown": SHOWN}
+    samples = {what: evenly(data.chosen, count) for what, count in counts.items()}
+    left_out: set[str] = set()
+    for missing, indices in todo.items():
+        pictures = data.stream(indices)
+        while batch := list(islice(pictures, args.batch_size)):
+            for broken in (item for item in batch if isinstance(item, Unreadable)):
+                writer.unreadable(broken.index, broken.file, broken.why)
+            kinds = sorted({kind for _, kind in missing})
+            items = [item for item in batch if isinstance(item, Item)]
+            for bare in (item for item in items if item.label is None and "label" in kinds):
+                raise ValueError(f'picture "{bare.file}" has no label: use --target predicted')
+            if not items:
+                continue
+            with examiner.batch(items, kinds, boxes) as ready:
+                seen = zip(items, ready.thumbnails(), strict=True)
+                writer.thumbnails(examiner.name, {i.index: image for i, image in seen if i.index in samples["shown"]})
+                places = {what: [n for n, i in enumerate(items) if i.index in some] for what, some in samples.items()}
+                for method, kind in sorted(missing):
+                    if method not in left_out:
+                        try:
+                            writer.rows(examiner.rows(ready, method, kind, **places))
+                        except UnsuitableModel as error:
+                            left_out.add(method)
+                            writer.left_out(examiner.name, method, str(error))
+                    tick(len(items), f"{examiner.name}, {method}")
+
+
+def report(
+    records: Records,
+    data: Data,
+    methods: Sequence[str],
+    kinds: Sequence[str],
+    metrics: Sequence[str],
+    models: Mapping[str, tuple[nn.Module, str]],
+    facts: Mapping[str, str],
+) -> dict[str, Any]:
+    """Writes all files from all rows, and returns what stands in summary.json."""
+    found, chosen = records.read(), set(data.chosen)
+    every = [row for row in found.rows.values() if row["index"] in chosen]
+    rows: list[tables.Row] = []
+    made = []
+    for model in models:
+        for kind in kinds:
+            its = tables.by_method(every, methods, model, kind)
+            for method_rows in its.values():
+                tables.settle_box_accuracy(method_rows)
+                rows += method_rows.values()
+            if its:
+                made.append(tables.make_table(its, metrics, model, kind))
+    left_out = [{"model": m, "method": how, "why": why} for (m, how), why in found.left_out.items()]
+    sizes = {name: Preprocess(model).size for name, (model, _) in models.items()}
+    summary = {
+        "command": shlex.join(["accelerate", "launch", "recipes/evaluate.py", *sys.argv[1:]]),
+        "protocol": facts,
+        "versions": versions(),
+        "metrics": metric_facts(metrics),
+        "models": [model_facts(rows, name, sizes[name], weights) for name, (_, weights) in models.items()],
+        "tables": made,
+        "left_out": [entry for entry in left_out if entry["model"] in models and entry["method"] in methods],
+        "unreadable": [{"file": file, "why": why} for file, why in found.unreadable.values()],
+    }
+    write_results(records.folder, rows, metrics)
+    write_summary(records.folder, summary)
+    write_report(records.folder / "report.html", summary, rows, found.thumbnails)
+    return summary
+
+
+def run(args: argparse.Namespace, accelerator: Accelerator, console: Console) -> None:
+    """Everything is looked at before anything is measured."""
+    if args.checkpoint and len(args.model) > 1:
+        raise ValueError(
+            f"`checkpoint` is for a single model, but {len(args.model)} are named: evaluate them one by one"
+        )
+    for name in ("batch_size", "step", "blur_kernel", "fill_pictures", "sanity_pictures"):
+        if (number := getattr(args, name)) is not None and number < 1:
+            raise ValueError(f"`{name}` is {number}, but must be at least 1")
+    if args.blur_kernel % 2 == 0:
+        raise ValueError(f"`blur_kernel` is {args.blur_kernel}, but must be odd, such as 11")
+    specs = parse_methods(args.methods)
+    keys = {"class_map": args.class_map, "input_key": args.input_key, "target_key": args.target_key}
+    data = open_data(args.data_dir, args.dataset, args.split, args.limit, **keys)
+    boxes = read_boxes(args.boxes, data.names) if args.boxes else {}
+    kinds = target_kinds(args.target, data)
+    words = [word.strip() for word in args.metrics.split(",") if word.strip()]
+    metrics, missing = measures.chosen(words, boxes=bool(boxes), labels=data.labelled)
+    settings = Settings(
+        metrics=metrics,
+        protocol=args.protocol,
+        step=args.step,
+        blur_kernel=args.blur_kernel,
+        batch_size=args.batch_size,
+        amp=None if args.amp == "no" else args.amp,
+        seed=args.seed,
+    )
+    models: dict[str, tuple[nn.Module, str]] = {}
+    for name in args.model:
+        with accelerator.main_process_first():  # which downloads the weights; the others find them
+            model = create(name, checkpoint=args.checkpoint).to(accelerator.device)
+        if data.labelled:
+            data.check_labels(Labels(model).classes)
+        models[name] = (model, weights_hash(model))
+
+    records = Records(args.output)
+    if accelerator.is_main_process:
+        same = ("boxes", "protocol", "step", "blur_kernel", "amp", "seed", "fill_pictures", "sanity_pictures", "limit")
+        identity: dict[str, Any] = {key: str(getattr(args, key)) for key in same}
+        identity |= {"data": data.fingerprint, "metrics": metrics}
+        identity["weights"] = {name: weights for name, (_, weights) in models.items()}
+        records.claim(identity, overwrite=args.overwrite)
+    accelerator.wait_for_everyone()
+
+    found = records.read()
+    shares: dict[str, dict[Missing, list[int]]] = {}
+    pairs = [(spec.text, kind) for spec in specs for kind in kinds]
+    for name in models:
+        shares[name] = {}
+        for what, indices in found.todo(data.chosen, name, pairs).items():
+            with accelerator.split_between_processes(indices) as mine:
+                shares[name][what] = mine
+    if found.rows:
+        console.print(f"going on in {args.output}: {len(found.rows):,} rows are there")
+    accelerator.wait_for_everyone()  # nobody writes before all have read
+    writer = records.writer(accelerator.process_index)
+    total = sum(len(what) * len(indices) for share in shares.values() for what, indices in share.items())
+    with progress(accelerator, total) as tick:
+        for name, (model, _) in models.items():
+            examine(Examiner(model, name, specs, settings), shares[name], data, boxes, writer, args, tick)
+    accelerator.wait_for_everyone()
+
+    if accelerator.is_main_process:
+        facts = protocol(args, data, missing)
+        summary = report(records, data, [spec.text for spec in specs], kinds, metrics, models, facts)
+        for table in summary["tables"]:
+            console.print(*tables.as_text(table, metrics))
+        console.print(f"[bold]{args.output / 'report.html'}[/bold], results.parquet, results.csv, summary.json")
+    accelerator.wait_for_everyone()
+
+
+def main() -> None:
+    """Runs, and says in one line what is wrong."""
+    args = parse_args()
+    # One process may be done long before another: it waits as long as it takes.
+    wait = InitProcessGroupKwargs(timeout=timedelta(weeks=4))
+    # Without `cpu`, accelerate takes torchrun's processes on CPUs for as many lonely ones.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[wait])
+    console = Console(quiet=not accelerator.is_main_process)
+    if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ:
+        print(ONE_PROCESS, file=sys.stderr)
+    try:
+        run(args, accelerator, console)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if accelerator.is_main_process or not isinstance(error, ValueError):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
