@@ -1,4 +1,4 @@
-"""Time explanations against bare forward passes and pytorch-grad-cam, and write the table of ratios.
+"""Time explanations and metrics against bare forward passes and pytorch-grad-cam, and write the table of ratios.
 
     python recipes/benchmark.py --output docs/benchmark.md
 
@@ -15,12 +15,15 @@ import contextlib
 import copy
 import datetime
 import io
+import itertools
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -31,13 +34,17 @@ from typing import Literal
 import pytorch_grad_cam
 import timm
 import torch
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from pytorch_grad_cam.metrics.road import ROADMostRelevantFirstAverage
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from interp_zoo import Explainer
+from interp_zoo.explain.render import to_image
+from interp_zoo.metrics.functional import deletion_curve, insertion_curve
 
 SAME_MAPS = 1e-3  # the most that maps of two packages may differ to be called the same
 MASKED_AT_ONCE = 16  # pytorch-grad-cam's Score-CAM, and our default `batch_size`
@@ -187,6 +194,63 @@ def race_masks(model: nn.Module, x: Tensor, classes: list[int], layer: str, repe
         yield Row(what, ours, f"{channels} forward passes{layout}", base, goal=None if layout else 1.1)
 
 
+def race_metrics(model: nn.Module, x: Tensor, classes: list[int], repetitions: int) -> Iterator[Row]:
+    """Insertion and deletion against the forward passes that they need, and ROAD against the peer's."""
+    maps, target, mean = Explainer(model, "gradcam").maps(x, classes), torch.tensor(classes), torch.zeros(x.shape[1])
+
+    def classify(pictures: Tensor) -> Tensor:
+        return forward(model, pictures).softmax(1)
+
+    def curves() -> Tensor:
+        return torch.cat([curve(classify, x, maps, target, mean=mean) for curve in (insertion_curve, deletion_curve)])
+
+    scores = curves().numel()
+    batches = [x.repeat(64, 1, 1, 1)[: len(part)] for part in torch.arange(scores).split(64)]
+    ours, base = race(curves, partial(forward, model, *batches), repetitions)
+    yield Row(f"Insertion and deletion, {len(x)} pictures", ours, f"{scores} forward passes", base, "x as fast", 0.9)
+
+    tenth, road = x[0, 0].numel() // 10, ROADMostRelevantFirstAverage()
+    targets = [ClassifierOutputSoftmaxTarget(c) for c in classes]
+
+    def removed() -> Tensor:  # the mean change of the probability as 10 to 90 % of the pixels are interpolated
+        curve = deletion_curve(classify, x, maps, target, mean=mean, fill="linear", step=tenth)
+        return curve[:, 1:10].mean(1) - curve[:, 0]
+
+    def peers() -> Tensor:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # numpy's, about its code
+            return torch.from_numpy(road(x, maps.numpy(), targets, model))
+
+    difference = (removed() - peers()).abs().max().item()
+    ours, base = race(removed, peers, repetitions)
+    yield Row(f"ROAD, {len(x)} pictures", ours, f"{PEER}'s {type(road).__name__}", base, "x as fast", 3, difference)
+
+
+def race_processes(model: nn.Module, name: str, pictures: Tensor, launches: int) -> Row:
+    """recipes/evaluate.py as a whole, on two processes with one thread each against one such."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, weights, turn = Path(folder, "data"), Path(folder, "model.safetensors"), itertools.count()
+        data.mkdir()
+        save_file(model.state_dict(), weights)
+        for i, picture in enumerate(pictures):
+            to_image(picture.sigmoid()).save(data / f"{i:03}.png")
+        asked = f"--model {name} --checkpoint {weights} --data-dir {data} --target predicted --methods gradcam"
+
+        def launch(processes: int) -> None:
+            recipe = [
+                str(Path(__file__).with_name("evaluate.py")),
+                *asked.split(),
+                "--output",
+                f"{folder}/{next(turn)}",
+            ]
+            command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *recipe]
+            quiet = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+            subprocess.run(command, env=quiet, check=True, capture_output=True)
+
+        ours, base = race(partial(launch, 2), partial(launch, 1), launches)
+    what = f"evaluate.py, {len(pictures)} pictures, 2 processes"
+    return Row(what, ours, "1 process", base, "x as fast", 1.6)
+
+
 def race_import(processes: int) -> Row:
     """What importing the package adds to importing timm, each time in a fresh process."""
     first, second = ([sys.executable, "-c", f"import {module}"] for module in ("interp_zoo", "timm"))
@@ -200,7 +264,8 @@ def conditions(args: argparse.Namespace) -> list[str]:
     return [
         f"Command: `{' '.join(['python recipes/benchmark.py', *sys.argv[1:]])}`",
         f"{args.model} at {args.size} x {args.size}, untrained; medians of {args.repetitions} repetitions in turns "
-        f"(imports: {args.processes} processes each), with the fastest and the slowest",
+        f"(imports: {args.processes} processes each, evaluate.py: {args.launches} launches each, at the model's own "
+        "size), with the fastest and the slowest",
         f"{packages}, Python {platform.python_version()}",
         f"{args.threads} threads on a machine of {os.cpu_count()} CPUs, {datetime.date.today()}",
     ]
@@ -221,6 +286,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="pictures in Grad-CAM's batch (8)")
     parser.add_argument("--repetitions", type=int, default=5, help="how often each of two is timed (5)")
     parser.add_argument("--processes", type=int, default=7, help="how often each import is timed (7)")
+    parser.add_argument("--pictures", type=int, default=12, help="pictures for evaluate.py (12)")
+    parser.add_argument("--launches", type=int, default=3, help="how often evaluate.py is launched each way (3)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
     parser.add_argument("--output", type=Path, help="a markdown file to write the table to")
     args = parser.parse_args()
@@ -235,6 +302,9 @@ def main() -> None:
         rows = [race_import(args.processes)]
         rows += race_gradcam(model, x, classes, layer, args.repetitions)
         rows += race_masks(model, x[:1], classes[:1], layer, args.repetitions)
+        rows += race_metrics(model, x, classes, args.repetitions)
+        pictures = torch.randn(args.pictures, 3, args.size, args.size, generator=torch.Generator().manual_seed(1))
+        rows.append(race_processes(model, args.model, pictures, args.launches))
     console, table = Console(), Table(*HEADER, box=box.SIMPLE)
     for row in rows:
         table.add_row(*row.cells())

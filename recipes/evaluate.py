@@ -88,7 +88,7 @@ def target_kinds(wanted: str, data: Data) -> list[str]:
     return [kind for kind in TARGETS if kind == wanted or (wanted == "all" and (kind != "label" or data.labelled))]
 
 
-def protocol(args: argparse.Namespace, data: Data, missing: Sequence[str]) -> dict[str, str]:
+def protocol(args: argparse.Namespace, data: Data, missing: Sequence[str], machine: str) -> dict[str, str]:
     """What one must know to compare the figures with others', in words."""
     papers = args.protocol == "papers"
     step = f"{args.step:,} pixels" if args.step else "8 rows of pixels"
@@ -106,6 +106,7 @@ def protocol(args: argparse.Namespace, data: Data, missing: Sequence[str]) -> di
         "Precision": "as the model is" if args.amp == "no" else args.amp,
         "Averages": "over pictures; 95 % intervals by bootstrap over pictures, differences paired",
         "Seed": str(args.seed),
+        "Machine": machine,
     }
     return facts | ({"Not measured": f"{', '.join(missing)}: no boxes or labels"} if missing else {})
 
@@ -266,7 +267,9 @@ def run(args: argparse.Namespace, accelerator: Accelerator, console: Console) ->
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
-        facts = protocol(args, data, missing)
+        processes, threads = accelerator.num_processes, torch.get_num_threads()
+        machine = f"{accelerator.device.type}, processes: {processes}, threads of each: {threads}"
+        facts = protocol(args, data, missing, machine)
         summary = report(records, data, [spec.text for spec in specs], kinds, metrics, models, facts)
         for table in summary["tables"]:
             console.print(*tables.as_text(table, metrics))

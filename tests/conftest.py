@@ -23,7 +23,8 @@ from torch import Tensor, nn
 import interp_zoo  # noqa: F401, registers this package's models with timm
 from interp_zoo.models import CAStream
 
-torch.set_num_threads(2)
+# Workers beside each other have a thread each; on its own, a test may use two.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 def lively(name: str, seed: int = 0, **kwargs: Any) -> nn.Module:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("benchmark")  # its fixtures take long: one worker makes them
+
 RECIPE = Path(__file__).parents[1] / "recipes" / "benchmark.py"
-TINY = "--model test_resnet --size 64 --batch 2 --repetitions 1 --processes 1 --threads 1"
+TINY = "--model test_resnet --size 64 --batch 2 --repetitions 1 --processes 1 --threads 1 --pictures 2 --launches 1"
 # What is raced against what, the unit of the ratio, the goal, and whether maps are compared.
 ROWS = [
     ("import interp_zoo", "import timm", "s more", "at most 0.3", False),
@@ -23,6 +25,9 @@ ROWS = [
     ("Score-CAM, 1 picture", "grad-cam's ScoreCAM", "x as fast", "", True),
     ("Score-CAM, 1 picture", "96 forward passes", "x its time", "at most 1.1", False),
     ("Score-CAM, 1 picture", "96 forward passes, channels last", "x its time", "", False),
+    ("Insertion and deletion, 2 pictures", "36 forward passes", "x as fast", "at least 0.9", False),
+    ("ROAD, 2 pictures", "grad-cam's ROADMostRelevantFirstAverage", "x as fast", "at least 3", True),
+    ("evaluate.py, 2 pictures, 2 processes", "1 process", "x as fast", "at least 1.6", False),
 ]
 
 

@@ -302,7 +302,8 @@ def _grid(
     for row in sorted(rows, key=lambda r: r["index"]):
         if row.get("map"):
             pictures.setdefault(row["index"], {})[row["method"]] = row
-    kept = list(pictures.values())[:GRID]
+    shown = min(GRID, len(pictures))
+    kept = [list(pictures.values())[i * len(pictures) // shown] for i in range(shown)]  # evenly spaced: not one class
     columns = [name for name in methods if any(name in by_method for by_method in kept)]
     if not columns:
         return None
