@@ -176,6 +176,7 @@ def report(
     """Writes all files from all rows, and returns what stands in summary.json."""
     found, chosen = records.read(), set(data.chosen)
     every = [row for row in found.rows.values() if row["index"] in chosen]
+    measured = {row["index"] for row in every}
     rows: list[tables.Row] = []
     made = []
     for model in models:
@@ -196,7 +197,7 @@ def report(
         "models": [model_facts(rows, name, sizes[name], weights) for name, (_, weights) in models.items()],
         "tables": made,
         "left_out": [entry for entry in left_out if entry["model"] in models and entry["method"] in methods],
-        "unreadable": [{"file": file, "why": why} for file, why in found.unreadable.values()],
+        "unreadable": [{"file": f, "why": why} for i, (f, why) in found.unreadable.items() if i in chosen - measured],
     }
     write_results(records.folder, rows, metrics)
     write_summary(records.folder, summary)
@@ -267,8 +268,7 @@ def run(args: argparse.Namespace, accelerator: Accelerator, console: Console) ->
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
-        processes, threads = accelerator.num_processes, torch.get_num_threads()
-        machine = f"{accelerator.device.type}, processes: {processes}, threads of each: {threads}"
+        machine = f"{accelerator.device.type}, {accelerator.num_processes} x {torch.get_num_threads()} threads"
         facts = protocol(args, data, missing, machine)
         summary = report(records, data, [spec.text for spec in specs], kinds, metrics, models, facts)
         for table in summary["tables"]:
@@ -290,8 +290,8 @@ def main() -> None:
     try:
         run(args, accelerator, console)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        if accelerator.is_main_process or not isinstance(error, ValueError):
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        where = "" if accelerator.is_main_process else f" in process {accelerator.process_index}"
+        print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     accelerator.end_training()
 

@@ -24,6 +24,7 @@ from interp_zoo.evaluation.specs import Spec
 from interp_zoo.explain import Explainer, Explanation, render
 from interp_zoo.explain.anatomy import Anatomy
 from interp_zoo.explain.api import Amp, Loaded
+from interp_zoo.explain.targets import two_sided
 from interp_zoo.metrics import functional as F
 from interp_zoo.metrics.functional.fills import FILLS
 from interp_zoo.metrics.functional.recognition import Protocol
@@ -211,7 +212,8 @@ class Examiner:
         for seen in (x, x * saliency[:, None].to(x.dtype)):
             with torch.no_grad():
                 logits = batch.anatomy.logits(seen, normalised=True)
-            values = logits.softmax(1) if self.settings.protocol == "pytorch-grad-cam" else logits
+            softmax = self.settings.protocol == "pytorch-grad-cam"
+            values = probabilities(logits) if softmax else two_sided(logits)
             scores.append(values.gather(1, target[:, None])[:, 0])
         return scores[0], scores[1]
 

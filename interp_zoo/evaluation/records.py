@@ -48,7 +48,7 @@ class Found:
         found: dict[Missing, list[int]] = {}
         for index in indices:
             missing = frozenset(pair for pair in wanted if (model, *pair, index) not in self.rows)
-            if missing and index not in self.unreadable:
+            if missing:
                 found.setdefault(missing, []).append(index)
         return found
 

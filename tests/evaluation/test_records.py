@@ -46,7 +46,7 @@ def test_what_is_still_to_do(run: Records) -> None:
     writer.unreadable(3, "d.png", "broken")
     pairs = [("gradcam", "label"), ("scorecam", "label"), ("attention", "label")]
     todo = run.read().todo([0, 1, 2, 3, 4], "m", pairs)
-    assert todo == {frozenset({pairs[1]}): [1], frozenset(pairs[:2]): [2, 4]}
+    assert todo == {frozenset({pairs[1]}): [1], frozenset(pairs[:2]): [2, 3, 4]}  # 3 may be readable by now
     assert run.read().todo([0], "other", pairs) == {frozenset(pairs): [0]}
 
 

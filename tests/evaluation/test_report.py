@@ -208,6 +208,7 @@ def test_names_are_text_whatever_they_hold(tmp_path: Path) -> None:
     summary["tables"][0]["warnings"] = HOSTILE
     summary["tables"][0]["model"] = summary["models"][0]["name"] = HOSTILE[0]
     summary["left_out"] = [{"model": t, "method": t, "why": t} for t in HOSTILE]
+    summary["unreadable"] = [{"file": t, "why": t} for t in HOSTILE]
     summary["protocol"] = {t: t for t in HOSTILE}
     summary["versions"] = {t: t for t in HOSTILE}
     summary["command"] = HOSTILE[0]
