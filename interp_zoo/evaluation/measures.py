@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from interp_zoo.metrics.functional.fills import FILLS, Fill
 from interp_zoo.words import nearest
@@ -30,6 +30,7 @@ class Measure:
     name: str
     title: str
     about: str
+    _: KW_ONLY
     higher_is_better: bool
     group: str
     unit: str = "%"
@@ -37,26 +38,61 @@ class Measure:
     needs_labels: bool = False
 
 
-def _box(name: str, title: str, about: str, *, higher_is_better: bool, needs_labels: bool = False) -> Measure:
-    return Measure(name, title, about, higher_is_better, "localization", needs_boxes=True, needs_labels=needs_labels)
+def _recognition(name: str, title: str, about: str, *, higher_is_better: bool) -> Measure:
+    return Measure(name, title, about, higher_is_better=higher_is_better, group="recognition")
+
+
+def _causal(name: str, title: str, about: str, *, higher_is_better: bool) -> Measure:
+    return Measure(name, title, about, higher_is_better=higher_is_better, group="causal")
 
 
 def _filled(name: str, fill: Fill, *, higher_is_better: bool) -> Measure:
-    title = f"{name[0].upper()} {fill}"
     about = f"{name.capitalize()} with another fill ({fill}), in fewer steps"
-    return Measure(f"{name}_{fill}", title, about, higher_is_better, "fills")
+    title = f"{name[0].upper()} {fill}"
+    return Measure(f"{name}_{fill}", title, about, higher_is_better=higher_is_better, group="fills")
+
+
+def _box(name: str, title: str, about: str, *, higher_is_better: bool, needs_labels: bool = False) -> Measure:
+    return Measure(
+        name,
+        title,
+        about,
+        higher_is_better=higher_is_better,
+        group="localization",
+        needs_boxes=True,
+        needs_labels=needs_labels,
+    )
+
+
+def _sanity(name: str, title: str, about: str, *, higher_is_better: bool) -> Measure:
+    return Measure(name, title, about, higher_is_better=higher_is_better, group="sanity")
 
 
 _ALL = [
-    Measure(
-        "average_drop", "AD", "Average drop: the share of the probability that the mask loses", False, "recognition"
+    _recognition(
+        "average_drop",
+        "AD",
+        "Average drop: the share of the probability that the mask loses",
+        higher_is_better=False,
     ),
-    Measure(
-        "average_gain", "AG", "Average gain: the share of what was missing that the mask gains", True, "recognition"
+    _recognition(
+        "average_gain",
+        "AG",
+        "Average gain: the share of what was missing that the mask gains",
+        higher_is_better=True,
     ),
-    Measure("average_increase", "AI", "Average increase: how many pictures gain under the mask", True, "recognition"),
-    Measure("insertion", "I", "Insertion: area under the probability as the map's best pixels come", True, "causal"),
-    Measure("deletion", "D", "Deletion: area under the probability as the map's best pixels go", False, "causal"),
+    _recognition(
+        "average_increase", "AI", "Average increase: how many pictures gain under the mask", higher_is_better=True
+    ),
+    _causal(
+        "insertion",
+        "I",
+        "Insertion: area under the probability as the map's best pixels come",
+        higher_is_better=True,
+    ),
+    _causal(
+        "deletion", "D", "Deletion: area under the probability as the map's best pixels go", higher_is_better=False
+    ),
     *(_filled("insertion", f, higher_is_better=True) for f in FILLS if f != INSERTION_FILL),
     *(_filled("deletion", f, higher_is_better=False) for f in FILLS if f != DELETION_FILL),
     _box(
@@ -75,19 +111,21 @@ _ALL = [
         "saliency_metric",
         "SM",
         "Saliency metric: log area - log probability of the crop to the map's box",
-        False,
-        "localization",
+        higher_is_better=False,
+        group="localization",
         unit="",
     ),
-    Measure(
-        "class_sensitivity", "CS", "How unlike the maps of two classes are: 100 (1 - rank correlation)", True, "sanity"
+    _sanity(
+        "class_sensitivity",
+        "CS",
+        "Class sensitivity: how unlike the maps of two classes are, 100 (1 - rank correlation)",
+        higher_is_better=True,
     ),
-    Measure(
+    _sanity(
         "randomization",
         "CR",
         "Cascading randomisation: what is left of the map as the weights are lost, 100 |rank correlation|",
-        False,
-        "sanity",
+        higher_is_better=False,
     ),
 ]
 MEASURES = {measure.name: measure for measure in _ALL}

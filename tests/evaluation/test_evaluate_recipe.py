@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import lively
 from evaluating import FLOORS, PICTURES, RECIPE, arguments, figures, main, make_place, rows, written
 from pyarrow import parquet
 from torch import nn
@@ -176,6 +177,30 @@ def test_other_protocols(protocol: str, place: Path, model: nn.Module, tmp_path:
     assert found["average_drop"] == pytest.approx(want, rel=1e-3, abs=1e-4)
     assert "average_gain" not in found, "they have none"
     assert protocol in json.loads((out / "summary.json").read_text())["protocol"]["Mask"]
+
+
+def test_several_models(place: Path, tmp_path: Path) -> None:
+    """Each with the targets that it predicts itself, and at its own size."""
+    names = []
+    for name, size in (("test_resnet", 160), ("test_vit", 96)):
+        made = lively(name, num_classes=10, **({"img_size": size} if name == "test_vit" else {}))
+        interp_zoo.hub.prepare(made, f"me/{name}", tmp_path / name)
+        names.append(f"local-dir:{tmp_path / name}")
+    argv = [*arguments(place, tmp_path / "out", "--limit", "2", "--methods", "gradcam,cam", "--target", "predicted")]
+    del argv[:4]  # model and checkpoint
+    main(["--model", *names, *argv, "--metrics", "average_drop"])
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [m["name"] for m in summary["models"]] == names
+    assert [m["input_size"] for m in summary["models"]] == [[160, 160], [96, 96]]
+    assert [t["model"] for t in summary["tables"]] == names
+    methods = [[line["method"] for line in t["rows"]] for t in summary["tables"]]
+    assert methods == [["gradcam", "cam", *FLOORS], ["gradcam", *FLOORS]]
+    assert [entry["model"] for entry in summary["left_out"]] == names[1:]
+    found = rows(tmp_path / "out")
+    for name in names:
+        targets = {(r["file"], r["target"]) for r in found if r["model"] == name}
+        assert len(targets) == 2, "one class a picture, the same for each method"
+        assert all(r["target"] == r["predicted"] for r in found)
 
 
 def launch(how: list[str], argv: list[str]) -> subprocess.Popen[str]:
