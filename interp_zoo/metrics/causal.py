@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from interp_zoo.metrics.functional.causal import Classifier, area, deletion_curve, insertion_curve
-from interp_zoo.metrics.functional.fills import Fill
+from interp_zoo.metrics.functional.fills import FILLS, Fill
 from interp_zoo.metrics.picture import CurveMetric
 
 
@@ -27,16 +27,11 @@ class _Causal(CurveMetric):
         batch_size: int = 64,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.options = {
-            "mean": mean,
-            "fill": fill,
-            "step": step,
-            "blur_kernel": blur_kernel,
-            "blur_sigma": blur_sigma,
-            "seed": seed,
-            "batch_size": batch_size,
-        }
+        if fill not in FILLS:
+            raise ValueError(f'`fill` is "{fill}", but must be one of {", ".join(FILLS)}')
+        own = {"fill": fill, "step": step, "blur_kernel": blur_kernel, "blur_sigma": blur_sigma, "seed": seed}
+        super().__init__(options=(own, mean.tolist()), **kwargs)
+        self.options = own | {"mean": mean, "batch_size": batch_size}
 
     def update(self, classify: Classifier, pixels: Tensor, saliency: Tensor, target: Tensor) -> None:
         """Adds pictures (N, channels, H, W) in [0, 1] with their maps (N, H, W) and classes (N,)."""

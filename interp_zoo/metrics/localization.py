@@ -60,7 +60,9 @@ class BoxAccuracy(CurveMetric):
     higher_is_better = True
 
     def __init__(self, thresholds: int = 100, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        if thresholds < 1:
+            raise ValueError(f"`thresholds` is {thresholds}, but must be at least 1")
+        super().__init__(options=thresholds, **kwargs)
         self.thresholds = thresholds
 
     def update(self, saliency: Tensor, regions: Regions) -> None:
@@ -84,7 +86,7 @@ class PointingGame(PictureMetric):
     higher_is_better = True
 
     def __init__(self, *, legacy: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(options=legacy, **kwargs)
         self.legacy = legacy
 
     def update(self, saliency: Tensor, regions: Regions) -> None:
@@ -98,7 +100,7 @@ class EnergyPointingGame(PictureMetric):
     higher_is_better = True
 
     def __init__(self, *, legacy: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(options=legacy, **kwargs)
         self.legacy = legacy
 
     def update(self, saliency: Tensor, regions: Regions) -> None:

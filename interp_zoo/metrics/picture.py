@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -22,11 +23,17 @@ class PictureMetric(Metric):
     full_state_update = False
     is_differentiable = False
 
-    values: list[Tensor] | Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, options: object = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("values", default=[], dist_reduce_fx="cat")
+        # Each metric has names of its own for its states, options included: torchmetrics' collections take metrics
+        # whose states have the same names, and happen to hold the same after the first batch, for one and the same.
+        self._own = f"{type(self).__name__}_{crc32(repr(options).encode()):08x}"
+        self._add_list("values")
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The figures so far, a tensor a batch (one in all while processes are synchronised)."""
+        return self._list("values")
 
     def add(self, figures: Tensor) -> None:
         """Keeps the figures of a batch, (N,)."""
@@ -49,25 +56,44 @@ class PictureMetric(Metric):
         """What `per_picture` gives, from the states as they are now, of one process or of all."""
         return self._kept(self.values)
 
-    def _keep(self, state: list[Tensor] | Tensor, new: Tensor) -> None:
-        # Flat, of one type: a process that saw no picture takes part in the gathering with an empty tensor.
-        state.append(new.detach().flatten().to(self.device, self.dtype))  # type: ignore[union-attr]
+    def _add_list(self, kind: str) -> None:
+        self.add_state(f"{kind}_{self._own}", default=[], dist_reduce_fx="cat")
 
-    def _kept(self, state: list[Tensor] | Tensor) -> Tensor:
-        return dim_zero_cat(state) if len(state) else torch.zeros(0, device=self.device, dtype=self.dtype)
+    def _list(self, kind: str) -> list[Tensor]:
+        state: list[Tensor] | Tensor = getattr(self, f"{kind}_{self._own}")
+        return [state] if isinstance(state, Tensor) else state
+
+    def _keep(self, state: list[Tensor], new: Tensor) -> None:
+        # Flat, of one type: a process that saw no picture takes part in the gathering with an empty tensor.
+        state.append(new.detach().flatten().to(self.device, self.dtype))
+
+    def _kept(self, state: list[Tensor]) -> Tensor:
+        return dim_zero_cat(state) if state else torch.zeros(0, device=self.device, dtype=self.dtype)
 
 
 class CurveMetric(PictureMetric):
     """Keeps a curve for every picture, too."""
 
-    curves: list[Tensor] | Tensor
-
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("curves", default=[], dist_reduce_fx="cat")
+        self._add_list("curves")
+
+    @property
+    def curves(self) -> list[Tensor]:
+        """The curves so far, flat, as `values`."""
+        return self._list("curves")
 
     def add_curves(self, figures: Tensor, curves: Tensor) -> None:
-        """Keeps the figures of a batch, (N,), and their curves, (N, points), the same number of points every time."""
+        """Keeps the figures of a batch, (N,), and their curves, (N, points).
+
+        Raises:
+            ValueError: if curves before had another number of points: pictures of other sizes, or another step.
+        """
+        before = self._all_curves().shape[1] if len(self._kept(self.values)) else curves.shape[1]
+        if curves.shape[1] != before:
+            raise ValueError(
+                f"`curves` have {curves.shape[1]} points, but those before have {before}: give pictures of one size"
+            )
         self.add(figures)
         self._keep(self.curves, curves)
 

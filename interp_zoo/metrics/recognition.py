@@ -6,7 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from interp_zoo.metrics.functional.recognition import Protocol, average_drop, average_gain, average_increase
+from interp_zoo.metrics.functional.recognition import (
+    Protocol,
+    average_drop,
+    average_gain,
+    average_increase,
+    check_protocol,
+)
 from interp_zoo.metrics.picture import PictureMetric
 
 
@@ -19,7 +25,8 @@ class AverageDrop(PictureMetric):
     higher_is_better = False
 
     def __init__(self, protocol: Protocol = "papers", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        check_protocol(protocol)
+        super().__init__(options=protocol, **kwargs)
         self.protocol = protocol
 
     def update(self, before: Tensor, after: Tensor) -> None:
@@ -36,7 +43,8 @@ class AverageIncrease(PictureMetric):
     higher_is_better = True
 
     def __init__(self, protocol: Protocol = "papers", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        check_protocol(protocol)
+        super().__init__(options=protocol, **kwargs)
         self.protocol = protocol
 
     def update(self, before: Tensor, after: Tensor) -> None:

@@ -32,7 +32,7 @@ class Randomization(CurveMetric):
     higher_is_better = False
 
     def __init__(self, *, stages: int = 4, seed: int = 0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(options=(stages, seed), **kwargs)
         self.stages, self.seed = stages, seed
 
     def update(self, model: nn.Module, explain: Explain) -> None:

@@ -118,7 +118,7 @@ def slow_accuracy(grid: Grid, regions: list[Any]) -> list[float]:
 
 
 def slow_pointing(grid: Grid, regions: list[Any]) -> float:
-    top = {(y, x) for y, x in everywhere() if grid[y][x] == max(map(max, grid))}
+    top = {(y, x) for y, x in everywhere() if grid[y][x] == max(map(max, grid)) > 0}  # zeros point nowhere
     return 100.0 if any(top & pixels_of(r) for r in regions) else 0.0
 
 

@@ -165,6 +165,47 @@ SPLITS = {
 }  # pictures of the first process; the second has the others
 
 
+def test_a_collection_keeps_metrics_apart_whose_first_batch_is_the_same() -> None:
+    """torchmetrics merges those whose states are equal then, and have the same names."""
+    batches = [(torch.tensor([0.5, 0.5]), torch.tensor(after)) for after in ([0.2, 0.1], [0.6, 0.9])]
+    alone: dict[str, PictureMetric] = {
+        "increase": metrics.AverageIncrease(),
+        "gain": metrics.AverageGain(),
+        "drop": metrics.AverageDrop(),
+        "theirs": metrics.AverageDrop(protocol="pytorch-grad-cam"),
+    }
+    collection = MetricCollection(
+        {name: type(m)(**({"protocol": m.protocol} if hasattr(m, "protocol") else {})) for name, m in alone.items()}
+    )
+    for before, after in batches:
+        collection.update(before, after)
+        for metric in alone.values():
+            metric.update(before, after)
+    assert collection.compute() == {name: metric.compute() for name, metric in alone.items()}
+    names = {name for name, _ in CASES.items() for name in CASES[name][0]()._defaults}
+    assert len(names) == len(CASES) + sum(isinstance(made(), CurveMetric) for made, _ in CASES.values())
+
+
+def test_curves_of_other_lengths_are_refused() -> None:
+    metric = metrics.Insertion(MEAN)
+    metric.update(**arguments(metric))
+    with pytest.raises(ValueError, match="`curves` have 4 points, but those before have 3: give pictures of one size"):
+        metric.add_curves(torch.zeros(1), torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: metrics.AverageDrop(protocol="x"), '`protocol` is "x", but must be one of papers'),  # type: ignore[arg-type]
+        (lambda: metrics.Insertion(MEAN, fill="x"), '`fill` is "x", but must be one of blur, mean'),  # type: ignore[arg-type]
+        (lambda: metrics.BoxAccuracy(0), "`thresholds` is 0, but must be at least 1"),
+    ],
+)
+def test_options_are_refused_at_once(make: Callable[[], Metric], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
 def share(rank: int, folder: str) -> None:
     """One of two processes."""
     torch.set_num_threads(1)

@@ -63,6 +63,20 @@ def test_each_picture_by_itself() -> None:
     assert rank_correlation(a[:0], b[:0]).shape == (0,)
 
 
+def test_blank_maps() -> None:
+    """Nothing is left where the other map is blank; there is nothing to compare where the first one is."""
+    map_, blank = torch.rand(1, 4, 5, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 4, 5)
+    assert class_sensitivity(map_, blank).item() == 100
+    assert class_sensitivity(blank, map_).isnan().all()
+    model, own = nn.Linear(2, 2), []
+
+    def explain(network: nn.Module) -> Tensor:
+        own.append(network)
+        return map_ if len(own) == 1 else blank
+
+    assert randomization(model, explain, stages=2).item() == 0
+
+
 def test_shapes_that_are_wrong() -> None:
     with pytest.raises(ValueError, match=r"`second` has shape \(2, 3, 4\) and `first` \(2, 4, 3\), but both must be"):
         rank_correlation(torch.zeros(2, 4, 3), torch.zeros(2, 3, 4))

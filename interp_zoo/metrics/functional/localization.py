@@ -101,7 +101,7 @@ def box_accuracy(saliency: Tensor, regions: Regions, *, thresholds: int = 100) -
 def pointing_game(saliency: Tensor, regions: Regions, *, legacy: bool = False) -> Tensor:
     """100 where any of the map's highest pixels lies in a region, else 0, (N,). No tolerance. High is good.
 
-    A constant map, all zero or not, is highest everywhere and hits whatever there is.
+    A map that is zero everywhere points nowhere and misses; any other constant map is highest everywhere and hits.
 
     Args:
         saliency: the maps, (N, H, W), not negative.
@@ -114,7 +114,7 @@ def pointing_game(saliency: Tensor, regions: Regions, *, legacy: bool = False) -
         saliency,
         regions,
         form,
-        lambda map_, masks: 100.0 * bool((map_ == map_.max())[masks.any(0)].any()),
+        lambda map_, masks: 100.0 * bool(((map_ == map_.max()) & ((map_ > 0) | legacy))[masks.any(0)].any()),
         legacy=legacy,
     )
 

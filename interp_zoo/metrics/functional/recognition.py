@@ -56,10 +56,17 @@ def average_gain(before: Tensor, after: Tensor) -> Tensor:
     return 100 * (after - before).relu() / (1 - before).clamp_min(torch.finfo(before.dtype).tiny)
 
 
-def _check(before: Tensor, after: Tensor, protocol: Protocol = "papers") -> None:
+def check_protocol(protocol: str) -> None:
+    """Raises ValueError for a protocol that there is not."""
     if protocol not in PROTOCOLS:
         raise ValueError(f'`protocol` is "{protocol}", but must be one of {", ".join(PROTOCOLS)}')
+
+
+def _check(before: Tensor, after: Tensor, protocol: Protocol = "papers") -> None:
+    check_protocol(protocol)
     for name, p in (("before", before), ("after", after)):
+        if not p.is_floating_point():
+            raise TypeError(f"`{name}` must hold floating point numbers, not {p.dtype}: give probabilities")
         if p.ndim != 1 or p.shape != before.shape:
             raise ValueError(f"`{name}` has shape {tuple(p.shape)}, but both must be (N,), one probability a picture")
         if protocol == "papers" and bool(((p < 0) | (p > 1)).any()):

@@ -35,13 +35,14 @@ def class_sensitivity(saliency: Tensor, other: Tensor) -> Tensor:
     """How unlike the maps of two classes of one picture are, (N,) in percent: 100 (1 - rank correlation).
 
     0 for the same map, 100 for maps that have nothing to do with each other, up to 200 for opposite ones. High is good:
-    a map that is the same whatever is asked explains no class. NaN where a map is constant.
+    a map that is the same whatever is asked explains no class. Where the other class' map is constant (blank: nothing
+    speaks for it), the two have nothing to do with each other; NaN where the first one is constant.
 
     Args:
         saliency: the maps of one class, (N, H, W).
         other: the maps of another, (N, H, W).
     """
-    return 100 * (1 - rank_correlation(saliency, other))
+    return 100 * (1 - _left(saliency, other))
 
 
 def randomization(model: nn.Module, explain: Explain, *, stages: int = 4, seed: int = 0) -> Tensor:
@@ -56,7 +57,8 @@ def randomization_curve(model: nn.Module, explain: Explain, *, stages: int = 4, 
     """The same, stage by stage of `cascade`: 100 |rank correlation| with the trained network's map, (N, stages).
 
     Adebayo et al., "Sanity checks for saliency maps", NeurIPS 2018. The correlation's sign is left out: a map that is
-    turned into its negative was not forgotten. NaN where a map is constant.
+    turned into its negative was not forgotten. A constant (blank) map of a random network has nothing left of the
+    trained one's, 0; NaN where the trained network's map is constant.
 
     Args:
         model: the trained network; stays as it is.
@@ -66,7 +68,7 @@ def randomization_curve(model: nn.Module, explain: Explain, *, stages: int = 4, 
         seed: see `cascade`.
     """
     saliency = explain(model)
-    lost = [rank_correlation(saliency, explain(network)).abs() for _, network in cascade(model, stages, seed=seed)]
+    lost = [_left(saliency, explain(network)).abs() for _, network in cascade(model, stages, seed=seed)]
     return 100 * torch.stack(lost, 1)
 
 
@@ -103,6 +105,12 @@ def cascade(model: nn.Module, stages: int = 4, *, seed: int = 0) -> Iterator[tup
                 _redraw(parameter, generator)
         done = max(done, end)
         yield owners[done - 1][0] if owners else "", model
+
+
+def _left(saliency: Tensor, other: Tensor) -> Tensor:
+    """The rank correlation, (N,); 0 where the other map is constant, NaN where the first one is."""
+    constant = (saliency == saliency[:, :1, :1]).all((1, 2))
+    return rank_correlation(saliency, other).nan_to_num(nan=0).masked_fill(constant, torch.nan)
 
 
 def _redraw(parameter: Tensor, generator: torch.Generator) -> None:
