@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from interp_zoo.evaluation import measures, tables
 from interp_zoo.evaluation.boxes import read_boxes
 from interp_zoo.evaluation.data import Data, Item, Unreadable, open_data
-from interp_zoo.evaluation.measuring import FILL_STEPS, Examiner, Settings, weights_hash
+from interp_zoo.evaluation.measuring import Examiner, Settings, weights_hash
+from interp_zoo.evaluation.protocol import describe
 from interp_zoo.evaluation.records import Missing, Records, Writer
 from interp_zoo.evaluation.report import write_report
 from interp_zoo.evaluation.results import metric_facts, model_facts, versions, write_results, write_summary
@@ -77,7 +80,7 @@ def parse_args() -> argparse.Namespace:
     add("--blur-kernel", type=int, default=11, help="width of insertion's blur in pixels (11; CA-Stream's authors: 5)")
     add("--fill-pictures", type=int, help="on how many pictures, evenly spaced, the other fills are tried (all)")
     add("--sanity-pictures", type=int, default=16, help="on how many, evenly spaced, the sanity checks are made (16)")
-    add("--seed", type=int, default=0, help="of all that is random (0)")
+    add("--seed", type=int, default=0, help="of noise fills and randomised weights (0)")
     return parser.parse_args()
 
 
@@ -88,33 +91,10 @@ def target_kinds(wanted: str, data: Data) -> list[str]:
     return [kind for kind in TARGETS if kind == wanted or (wanted == "all" and (kind != "label" or data.labelled))]
 
 
-def protocol(args: argparse.Namespace, data: Data, missing: Sequence[str], machine: str) -> dict[str, str]:
-    """What one must know to compare the figures with others', in words."""
-    papers = args.protocol == "papers"
-    step = f"{args.step:,} pixels" if args.step else "8 rows of pixels"
-    facts = {
-        "Data": data.about,
-        "Target": {"all": "each of label, predicted and least likely class"}.get(args.target, args.target),
-        "Mask": "the picture in [0, 1] times the map, then mean and std: black is what is masked out"
-        if papers
-        else f"{args.protocol}'s: the normalised picture times the map: the mean colour is what is masked out",
-        "Score": "logits for average drop and increase" if args.protocol == "torchcam" else "softmax probabilities",
-        "Insertion": f"from the blurred picture ({args.blur_kernel} pixels wide, sigma 5), {step} a step",
-        "Deletion": f"to the mean colour, {step} a step; equal pixels from the top left on",
-        "Other fills": f"in {FILL_STEPS} steps, on {len(evenly(data.chosen, args.fill_pictures))} pictures",
-        "Sanity checks": f"on {len(evenly(data.chosen, args.sanity_pictures))} pictures",
-        "Precision": "as the model is" if args.amp == "no" else args.amp,
-        "Averages": "over pictures; 95 % intervals by bootstrap over pictures, differences paired",
-        "Seed": str(args.seed),
-        "Machine": machine,
-    }
-    return facts | ({"Not measured": f"{', '.join(missing)}: no boxes or labels"} if missing else {})
-
-
 @contextmanager
 def progress(accelerator: Accelerator, total: int) -> Iterator[Any]:
     """A bar with the time that is left, for the main process' share."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), disable=not accelerator.is_main_process) as bar:
         task = bar.add_task("maps", total=total)
         yield lambda n, what: bar.update(task, advance=n, description=what)
@@ -144,6 +124,7 @@ def examine(
         while batch := list(islice(pictures, args.batch_size)):
             for broken in (item for item in batch if isinstance(item, Unreadable)):
                 writer.unreadable(broken.index, broken.file, broken.why)
+                tick(len(missing), broken.file)
             kinds = sorted({kind for _, kind in missing})
             items = [item for item in batch if isinstance(item, Item)]
             for bare in (item for item in items if item.label is None and "label" in kinds):
@@ -169,7 +150,7 @@ def report(
     data: Data,
     methods: Sequence[str],
     kinds: Sequence[str],
-    metrics: Sequence[str],
+    settings: Settings,
     models: Mapping[str, tuple[nn.Module, str]],
     facts: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -177,6 +158,9 @@ def report(
     found, chosen = records.read(), set(data.chosen)
     every = [row for row in found.rows.values() if row["index"] in chosen]
     measured = {row["index"] for row in every}
+    if not measured:
+        file, why = next(iter(found.unreadable.values()), ("", "no method admits the model"))
+        raise ValueError(f'nothing could be measured, "{file}": {why}')
     rows: list[tables.Row] = []
     made = []
     for model in models:
@@ -186,20 +170,20 @@ def report(
                 tables.settle_box_accuracy(method_rows)
                 rows += method_rows.values()
             if its:
-                made.append(tables.make_table(its, metrics, model, kind))
+                made.append(tables.make_table(its, settings.metrics, model, kind))
     left_out = [{"model": m, "method": how, "why": why} for (m, how), why in found.left_out.items()]
     sizes = {name: Preprocess(model).size for name, (model, _) in models.items()}
     summary = {
         "command": shlex.join(["accelerate", "launch", "recipes/evaluate.py", *sys.argv[1:]]),
         "protocol": facts,
         "versions": versions(),
-        "metrics": metric_facts(metrics),
+        "metrics": metric_facts(settings.metrics, settings.protocol),
         "models": [model_facts(rows, name, sizes[name], weights) for name, (_, weights) in models.items()],
         "tables": made,
         "left_out": [entry for entry in left_out if entry["model"] in models and entry["method"] in methods],
         "unreadable": [{"file": f, "why": why} for i, (f, why) in found.unreadable.items() if i in chosen - measured],
     }
-    write_results(records.folder, rows, metrics)
+    write_results(records.folder, rows, settings.metrics)
     write_summary(records.folder, summary)
     write_report(records.folder / "report.html", summary, rows, found.thumbnails)
     return summary
@@ -208,9 +192,7 @@ def report(
 def run(args: argparse.Namespace, accelerator: Accelerator, console: Console) -> None:
     """Everything is looked at before anything is measured."""
     if args.checkpoint and len(args.model) > 1:
-        raise ValueError(
-            f"`checkpoint` is for a single model, but {len(args.model)} are named: evaluate them one by one"
-        )
+        raise ValueError(f"`checkpoint` is for a single model, but {len(args.model)} are named: name one")
     for name in ("batch_size", "step", "blur_kernel", "fill_pictures", "sanity_pictures"):
         if (number := getattr(args, name)) is not None and number < 1:
             raise ValueError(f"`{name}` is {number}, but must be at least 1")
@@ -222,7 +204,7 @@ def run(args: argparse.Namespace, accelerator: Accelerator, console: Console) ->
     boxes = read_boxes(args.boxes, data.names) if args.boxes else {}
     kinds = target_kinds(args.target, data)
     words = [word.strip() for word in args.metrics.split(",") if word.strip()]
-    metrics, missing = measures.chosen(words, boxes=bool(boxes), labels=data.labelled)
+    metrics, missing = measures.chosen(words, boxes=bool(boxes), labels=data.labelled, protocol=args.protocol)
     settings = Settings(
         metrics=metrics,
         protocol=args.protocol,
@@ -240,12 +222,17 @@ def run(args: argparse.Namespace, accelerator: Accelerator, console: Console) ->
             data.check_labels(Labels(model).classes)
         models[name] = (model, weights_hash(model))
 
+    examiners = {name: Examiner(model, name, specs, settings) for name, (model, _) in models.items()}
+    if first := next((item for item in data.stream(data.chosen[:1]) if isinstance(item, Item)), None):
+        next(iter(examiners.values())).probe(first)
+
     records = Records(args.output)
     if accelerator.is_main_process:
-        same = ("boxes", "protocol", "step", "blur_kernel", "amp", "seed", "fill_pictures", "sanity_pictures", "limit")
+        same = ("protocol", "step", "blur_kernel", "amp", "seed", "fill_pictures", "sanity_pictures", "limit")
         identity: dict[str, Any] = {key: str(getattr(args, key)) for key in same}
-        identity |= {"data": data.fingerprint, "metrics": metrics}
-        identity["weights"] = {name: weights for name, (_, weights) in models.items()}
+        identity |= {"data": data.fingerprint, "metrics": metrics, "versions": versions()}
+        identity["boxes"] = sha256(repr({file: its.tolist() for file, its in boxes.items()}).encode()).hexdigest()
+        identity["models"] = {n: [sha, repr(resolve_model_data_config(m))] for n, (m, sha) in models.items()}
         records.claim(identity, overwrite=args.overwrite)
     accelerator.wait_for_everyone()
 
@@ -258,22 +245,34 @@ def run(args: argparse.Namespace, accelerator: Accelerator, console: Console) ->
             with accelerator.split_between_processes(indices) as mine:
                 shares[name][what] = mine
     if found.rows:
-        console.print(f"going on in {args.output}: {len(found.rows):,} rows are there")
+        console.print(f"going on in {args.output}: {len(found.rows):,} rows are there", markup=False)
     accelerator.wait_for_everyone()  # nobody writes before all have read
     writer = records.writer(accelerator.process_index)
     total = sum(len(what) * len(indices) for share in shares.values() for what, indices in share.items())
     with progress(accelerator, total) as tick:
-        for name, (model, _) in models.items():
-            examine(Examiner(model, name, specs, settings), shares[name], data, boxes, writer, args, tick)
+        for name, examiner in examiners.items():
+            examine(examiner, shares[name], data, boxes, writer, args, tick)
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
         machine = f"{accelerator.device.type}, {accelerator.num_processes} x {torch.get_num_threads()} threads"
-        facts = protocol(args, data, missing, machine)
-        summary = report(records, data, [spec.text for spec in specs], kinds, metrics, models, facts)
+        facts = describe(
+            settings,
+            data=data.about,
+            target=args.target,
+            fills=len(evenly(data.chosen, args.fill_pictures)),
+            sanity=len(evenly(data.chosen, args.sanity_pictures)),
+            missing=missing,
+            machine=machine,
+        )
+        summary = report(records, data, [spec.text for spec in specs], kinds, settings, models, facts)
         for table in summary["tables"]:
             console.print(*tables.as_text(table, metrics))
-        console.print(f"[bold]{args.output / 'report.html'}[/bold], results.parquet, results.csv, summary.json")
+        for entry in summary["left_out"]:
+            console.print(f"left out: {entry['model']}: {entry['why']}", markup=False)
+        for entry in summary["unreadable"]:
+            console.print(f"not read: {entry['file']}: {entry['why']}", markup=False)
+        console.print(f"{args.output / 'report.html'}, results.parquet, results.csv, summary.json", markup=False)
     accelerator.wait_for_everyone()
 
 
@@ -285,7 +284,7 @@ def main() -> None:
     # Without `cpu`, accelerate takes torchrun's processes on CPUs for as many lonely ones.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[wait])
     console = Console(quiet=not accelerator.is_main_process)
-    if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ:
+    if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ:  # what accelerate sets for several
         print(ONE_PROCESS, file=sys.stderr)
     try:
         run(args, accelerator, console)

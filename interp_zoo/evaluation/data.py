@@ -96,7 +96,7 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all names and labels that are known without decoding, whatever is chosen of them."""
+        """SHA-256 of all names, labels and sizes that are known without decoding, whatever is chosen of them."""
         digest = hashlib.sha256(repr((self._source.identity, self.total)).encode())
         for index in range(self.total or 0) if self.indexable else ():
             digest.update(f"{self._file(index)}\0{self._known_label(index)}\n".encode(errors="surrogateescape"))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 from interp_zoo.metrics.functional.fills import FILLS, Fill
+from interp_zoo.metrics.functional.recognition import Protocol
 from interp_zoo.words import nearest
 
 INSERTION_FILL: Fill = "blur"
@@ -132,13 +133,16 @@ MEASURES = {measure.name: measure for measure in _ALL}
 GROUPS = tuple(dict.fromkeys(measure.group for measure in _ALL))
 
 
-def chosen(words: Sequence[str], *, boxes: bool, labels: bool) -> tuple[list[str], list[str]]:
+def chosen(
+    words: Sequence[str], *, boxes: bool, labels: bool, protocol: Protocol = "papers"
+) -> tuple[list[str], list[str]]:
     """The metrics that some words ask for, in the table's order, and those of them that this data cannot have.
 
     Args:
         words: names of metrics, of groups, or "all".
         boxes: whether boxes are given.
         labels: whether labels are given.
+        protocol: whose average drop and increase; the others' have no average gain.
 
     Raises:
         ValueError: for an unknown word, and where a metric that was asked for by its name cannot be measured.
@@ -150,12 +154,21 @@ def chosen(words: Sequence[str], *, boxes: bool, labels: bool) -> tuple[list[str
     if not words:
         raise ValueError(f"`metrics` is empty: name some of {', '.join(known)}")
     wanted = [m for m in _ALL if {"all", m.group, m.name} & set(words)]
-    missing = [m for m in wanted if (m.needs_boxes and not boxes) or (m.needs_labels and not labels)]
-    for measure in missing:
-        if measure.name in words:
-            what = "`boxes`" if measure.needs_boxes and not boxes else "labels"
-            raise ValueError(f'`metrics` "{measure.name}" needs {what}: give them, or leave it out')
+    lacks = {m.name: _lacks(m, boxes=boxes, labels=labels, protocol=protocol) for m in wanted}
+    for name, what in lacks.items():
+        if what and name in words:
+            raise ValueError(f'`metrics` "{name}" needs {what}: give it, or leave the metric out')
+    missing = [m for m in wanted if lacks[m.name]]
     found = [m.name for m in wanted if m not in missing]
     if not found:
         raise ValueError(f"`metrics` {', '.join(words)} all need boxes or labels, which this data has not")
     return found, [m.name for m in missing]
+
+
+def _lacks(measure: Measure, *, boxes: bool, labels: bool, protocol: Protocol) -> str:
+    """What a metric needs and is not there, in words."""
+    if measure.needs_boxes and not boxes:
+        return "`boxes`"
+    if measure.needs_labels and not labels:
+        return "labels"
+    return "the papers' `protocol`" if measure.name == "average_gain" and protocol != "papers" else ""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from interp_zoo.evaluation.specs import Spec
 from interp_zoo.explain import Explainer, Explanation, render
 from interp_zoo.explain.anatomy import Anatomy
 from interp_zoo.explain.api import Amp, Loaded
+from interp_zoo.explain.methods import UnsuitableModel
 from interp_zoo.explain.targets import two_sided
 from interp_zoo.metrics import functional as F
 from interp_zoo.metrics.functional.fills import FILLS
@@ -107,7 +108,7 @@ class Examiner:
         size, amp = self.settings.batch_size, self.settings.amp
         return Explainer(model, method.name, batch_size=size, amp=amp, progress=False, **method.options)
 
-    @contextmanager
+    @contextlib.contextmanager
     def batch(self, items: Sequence[Item], kinds: Sequence[str], boxes: Mapping[str, Tensor]) -> Iterator[Batch]:
         """Pictures, ready to be examined.
 
@@ -138,6 +139,14 @@ class Examiner:
                 targets={kind: targets[kind] for kind in kinds},
                 regions=regions,
             )
+
+    def probe(self, item: Item) -> None:
+        """Explains one picture by each method that was given options: values that are wrong are found at once."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            for method in (m for m in self._methods.values() if m.options):
+                with contextlib.suppress(UnsuitableModel):
+                    self._explainers[method.text].maps([item.image])
 
     def rows(
         self,
@@ -294,14 +303,15 @@ class Examiner:
     ) -> None:
         """Adds the sanity checks of some of the pictures; the others have NaN."""
         images = [batch.items[i].image for i in places]
-        other = batch.predicted if kind == "least_likely" else batch.least_likely
+        target = batch.targets[kind]
+        other = torch.where(batch.least_likely == target, batch.predicted, batch.least_likely)
         rows = torch.tensor(places, device=saliency.device)
         if "class_sensitivity" in self.settings.metrics:
             maps = self._explainers[method].maps(images, other[rows].tolist())
             unlike = F.class_sensitivity(saliency[rows], maps)
             figures["class_sensitivity"] = _spread(unlike, places, len(saliency))
         if "randomization" in self.settings.metrics:
-            classes, spec = batch.targets[kind][rows].tolist(), self._methods[method]
+            classes, spec = target[rows].tolist(), self._methods[method]
             curve = F.randomization_curve(
                 self.model,
                 lambda network: (

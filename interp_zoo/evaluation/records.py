@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -63,7 +64,8 @@ class Records:
         """Makes the folder this run's, or finds that it is already. To be called by one process.
 
         Args:
-            identity: what makes results comparable: data, weights, settings. Methods and models may be added.
+            identity: what makes results comparable: data, settings, versions, and in "models" what each model is by
+                its name. Methods and models may be added to a run.
             overwrite: whether to delete the results of another run.
 
         Raises:
@@ -76,21 +78,28 @@ class Records:
                 held = json.loads(file.read_text(encoding="utf-8"))
             except ValueError:
                 raise ValueError(f'`output` "{self.folder}": {IDENTITY} is broken: give --overwrite') from None
-            differing = sorted(key for key in {*held, *wanted} if held.get(key) != wanted.get(key))
-            if differing:
-                key = differing[0]
+            old, new = held.get("models", {}), wanted.get("models", {})
+            differing = [key for key in sorted({*held, *wanted} - {"models"}) if held.get(key) != wanted.get(key)]
+            for key, before, now in [(key, held.get(key), wanted.get(key)) for key in differing] + [
+                (name, old[name], new[name]) for name in old if name in new and old[name] != new[name]
+            ]:
                 raise ValueError(
-                    f'`output` "{self.folder}" holds the results of another run ({key}: {held.get(key)!r} there, '
-                    f"{wanted.get(key)!r} here): choose another folder, or give --overwrite"
+                    f'`output` "{self.folder}" holds the results of another run ({key}: {_short(before)} there, '
+                    f"{_short(now)} here): choose another folder, or give --overwrite"
                 )
+            write_whole(file, json.dumps(wanted | {"models": old | new}, indent=1))
             return
-        strangers = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
-        if file.is_file():
-            strangers = [name for name in strangers if name not in (IDENTITY, _PARTS, *_REPORTS)]
-        if strangers or (self.folder.exists() and not self.folder.is_dir()):
-            what = f"holds other files ({sorted(strangers)[0]})" if strangers else "is a file"
-            raise ValueError(f'`output` "{self.folder}" {what}: choose another folder, or a new one')
-        for name in _REPORTS:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f'`output` "{self.folder}" is a file: choose another folder')
+        held_files = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
+        # A run that was killed may leave new files that did not take their names, or a folder that it had just made.
+        own = {_PARTS, *((IDENTITY, *_REPORTS) if file.is_file() else ())}
+        strangers = sorted(n for n in held_files if n not in own and not (n.startswith(".") and n.endswith(".new")))
+        if strangers or (not file.is_file() and self.read().rows):
+            raise ValueError(
+                f'`output` "{self.folder}" holds other files ({(strangers or [_PARTS])[0]}): choose another'
+            )
+        for name in (*_REPORTS, IDENTITY):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
         (self.folder / _PARTS).mkdir(parents=True)
@@ -168,5 +177,12 @@ def write_whole(file: Path, text: str) -> None:
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
     with file.open("rb") as open_file:
         for line in open_file:
-            if line.endswith(b"\n"):  # else it was cut off: what it was about is done again
-                yield json.loads(line)
+            # What was cut off, or is broken in another way, is done again.
+            with contextlib.suppress(ValueError):
+                if line.endswith(b"\n") and isinstance(entry := json.loads(line), dict) and "kind" in entry:
+                    yield entry
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

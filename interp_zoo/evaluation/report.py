@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from scipy.stats import kendalltau
+import torch
 
 from interp_zoo.evaluation import charts
 from interp_zoo.evaluation.charts import NONE, Json, finite, mean_of, number, seconds
+from interp_zoo.metrics.statistics import kendall_tau
 
 GRID = 8  # pictures in a table's grid
 WORST = 8  # pictures among its worst cases
@@ -252,9 +253,8 @@ def _tau(methods: Sequence[Json], one: Json, other: Json) -> float | None:
     pairs = [
         (a, b) for row in methods if (a := _turned(row, one)) is not None and (b := _turned(row, other)) is not None
     ]
-    if len(pairs) < 2 or any(len({p[k] for p in pairs}) < 2 for k in (0, 1)):
-        return None
-    return finite(kendalltau(*zip(*pairs, strict=True)).statistic)
+    first, second = torch.tensor(pairs, dtype=torch.float64).view(-1, 2).unbind(1)
+    return finite(kendall_tau(first, second))
 
 
 def _words(titles: Sequence[str], taus: Mapping[tuple[int, int], float | None], first: Sequence[Sequence[str]]) -> str:

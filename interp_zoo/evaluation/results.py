@@ -14,6 +14,7 @@ from pyarrow import csv, parquet
 from interp_zoo.evaluation.measures import MEASURES
 from interp_zoo.evaluation.records import write_whole
 from interp_zoo.evaluation.tables import Row
+from interp_zoo.metrics.functional.recognition import Protocol
 
 PACKAGES = ("interp_zoo", "torch", "torchvision", "timm", "accelerate", "torchmetrics")
 _FIRST = {
@@ -45,6 +46,7 @@ def write_results(folder: Path, rows: Sequence[Row], metrics: Sequence[str]) -> 
         rows: in the order in which they are to stand.
         metrics: their names, a column each.
     """
+    rows = [row | {name: _readable(row[name]) for name in ("file", "model", "method", "label")} for row in rows]
     columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in _FIRST.items()}
     columns |= {name: pa.array([row["metrics"].get(name) for row in rows], pa.float64()) for name in metrics}
     columns |= {name: pa.array([row[name] for row in rows], kind) for name, kind in _LAST.items()}
@@ -56,6 +58,11 @@ def write_results(folder: Path, rows: Sequence[Row], metrics: Sequence[str]) -> 
             new.replace(folder / name)
         finally:
             new.unlink(missing_ok=True)
+
+
+def _readable(text: str) -> str:
+    """A file's name as text that can be written: bytes that are no UTF-8 as escapes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def model_facts(rows: Iterable[Row], name: str, size: Sequence[int], weights: str) -> dict[str, Any]:
@@ -72,10 +79,14 @@ def model_facts(rows: Iterable[Row], name: str, size: Sequence[int], weights: st
     }
 
 
-def metric_facts(metrics: Iterable[str]) -> list[dict[str, Any]]:
+def metric_facts(metrics: Iterable[str], protocol: Protocol) -> list[dict[str, Any]]:
     """What the report says of each metric."""
     keys = ("name", "title", "about", "higher_is_better", "unit", "group")
-    return [{key: getattr(MEASURES[name], key) for key in keys} for name in metrics]
+    facts = [{key: getattr(MEASURES[name], key) for key in keys} for name in metrics]
+    for fact in facts:
+        if fact["name"] == "average_drop" and protocol == "pytorch-grad-cam":
+            fact["about"] = "pytorch-grad-cam's drop: how much of the probability the mask loses, not which share of it"
+    return facts
 
 
 def versions() -> dict[str, str]:

@@ -150,7 +150,16 @@ def _folder(root: Path) -> Source | None:
 def _from_files(
     kind: str, root: Path, files: Sequence[str], labels: Sequence[Any], classes: int | None = None
 ) -> Source:
-    return Source(kind, len(files), files, labels, classes, load=lambda i: (_decode(root / files[i]), labels[i]))
+    sizes = " ".join(str((root / file).stat().st_size) if (root / file).is_file() else "-" for file in files)
+    return Source(
+        kind,
+        len(files),
+        files,
+        labels,
+        classes,
+        load=lambda i: (_decode(root / files[i]), labels[i]),
+        identity=(sizes,),  # another picture by the same name is told by its size
+    )
 
 
 def _read_labels(root: Path) -> tuple[list[str], list[int]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -76,19 +77,20 @@ def make_table(found: Mapping[str, Mapping[int, Row]], metrics: Sequence[str], m
 
 def as_text(table: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[str | Table]:
     """A table for the terminal, in parts by groups of metrics: the best mean bold, a tilde at what may be as good."""
-    yield f"\n{table['model']}, target {table['target_kind']}, {table['pictures']} pictures"
+    yield f"\n{escape(table['model'])}, target {table['target_kind']}, {table['pictures']} pictures"
     for group in dict.fromkeys(MEASURES[name].group for name in metrics):
         names = [name for name in metrics if MEASURES[name].group == group]
         arrows = [MEASURES[name].title + (" ↑" if MEASURES[name].higher_is_better else " ↓") for name in names]
-        text = Table("method", box=box.SIMPLE)
-        for arrow in [*arrows, "s a map"]:
+        text = Table(box=box.SIMPLE)
+        text.add_column("method", no_wrap=True)
+        for arrow in arrows:
             text.add_column(arrow, justify="right")
         for line in sorted(table["rows"], key=lambda line: line["floor"]):
             cells = []
             for cell in (line["metrics"][name] for name in names):
                 mean = "" if cell["mean"] is None else f"{cell['mean']:.1f}"
                 cells.append({"best": f"[bold]{mean}[/bold]", "noise": f"~{mean}"}.get(cell["standing"], mean))
-            text.add_row(line["method"], *cells, f"{line['seconds']:.2g}", style="dim" if line["floor"] else None)
+            text.add_row(escape(line["method"]), *cells, style="dim" if line["floor"] else None)
         yield text
 
 
@@ -141,10 +143,11 @@ def _cells(values: Tensor, floors: Sequence[bool], measure: Measure) -> list[dic
             "standing": "",
             "behind": None,
         }
+        tied = best is not None and bool(means[i] == means[best])
         if behind is not None and i != best:
             difference = dict(zip(("mean", "low", "high"), map(_number, behind[:, i]), strict=True))
             cell["behind"] = difference if None not in difference.values() else None
-        if not floor and i == best:
+        if not floor and tied:
             cell["standing"] = "best"
         elif not floor and cell["behind"] and cell["behind"]["low"] <= 0 <= cell["behind"]["high"]:
             cell["standing"] = "noise"
@@ -154,19 +157,23 @@ def _cells(values: Tensor, floors: Sequence[bool], measure: Measure) -> list[dic
 
 def _warnings(lines: Sequence[Mapping[str, Any]], metrics: Sequence[str], pictures: int) -> Iterable[str]:
     own = [line for line in lines if not line["floor"]]
-    for name in metrics:
-        measure = MEASURES[name]
-        for line in (line for line in lines if line["floor"]):
-            floor = line["metrics"][name]["mean"]
-            others = [o["metrics"][name]["mean"] for o in own if o["metrics"][name]["mean"] is not None]
+    for line in (line for line in lines if line["floor"]):
+        wins, half = [], []
+        for measure in map(MEASURES.__getitem__, metrics):
+            floor = line["metrics"][measure.name]["mean"]
+            others = [o["metrics"][measure.name]["mean"] for o in own if o["metrics"][measure.name]["mean"] is not None]
             if floor is None or not others:
                 continue
-            beaten = sum((floor > o) if measure.higher_is_better else (floor < o) for o in others)
-            text = f'{measure.title}: "{line["method"]}", which says nothing of what the model sees, scores {floor:.1f}'
-            if beaten == len(others):
-                yield f"{text} and wins: this metric alone tells nothing here"
-            elif 2 * beaten >= len(others):
-                yield f"{text}, better than {beaten} of {len(others)} methods: read this metric with others"
+            reached = sum((floor >= o) if measure.higher_is_better else (floor <= o) for o in others)
+            if reached == len(others):
+                wins.append(f"{measure.title} ({floor:.1f})")
+            elif 2 * reached >= len(others):
+                half.append(f"{measure.title} ({floor:.1f}, {reached} of {len(others)} methods)")
+        name = f'"{line["method"]}", which says nothing of what the model sees,'
+        if wins:
+            yield f"{name} wins by {', '.join(wins)}: alone, these metrics tell nothing here"
+        if half:
+            yield f"{name} is at least as good as half of the methods by {', '.join(half)}: read these with others"
     for line in own:
         if line["blank"]:
             yield f'"{line["method"]}": {line["blank"]} of {line["pictures"]} maps are blank (zero everywhere)'

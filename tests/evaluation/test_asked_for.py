@@ -83,13 +83,20 @@ def test_what_the_data_cannot_have_is_told() -> None:
     [
         ([], "`metrics` is empty: name some of all, recognition"),
         (["insertions"], r'`metrics` "insertions" is unknown \(did you mean insertion'),
-        (["pixel_f1"], '`metrics` "pixel_f1" needs `boxes`: give them, or leave it out'),
+        (["pixel_f1"], '`metrics` "pixel_f1" needs `boxes`: give it, or leave the metric out'),
     ],
 )
 def test_metrics_that_are_refused(words: list[str], match: str) -> None:
     with pytest.raises(ValueError, match=match) as error:
         chosen(words, boxes=False, labels=False)
     assert_one_line(error.value)
+
+
+def test_other_protocols_have_no_gain() -> None:
+    found, missing = chosen(["recognition"], boxes=False, labels=False, protocol="torchcam")
+    assert (found, missing) == (["average_drop", "average_increase"], ["average_gain"])
+    with pytest.raises(ValueError, match='`metrics` "average_gain" needs the papers\' `protocol`'):
+        chosen(["average_gain"], boxes=False, labels=False, protocol="torchcam")
 
 
 def test_labels_are_asked_for_where_boxes_are_there() -> None:

@@ -37,6 +37,8 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--checkpoint", "nowhere.safetensors"], '`checkpoint` "nowhere.safetensors" does not exist'),
         (["--data-dir", "nowhere"], "nowhere"),
         (["--boxes", "nowhere.csv"], "nowhere.csv"),
+        (["--methods", "opticam:objective=foo"], "`objective`"),
+        (["--metrics", "average_gain", "--protocol", "torchcam"], '"average_gain" needs the papers\' `protocol`'),
         (["--limit", "0"], "`limit` must be at least 1"),
         (["--batch-size", "0"], "`batch_size` is 0, but must be at least 1"),
         (["--sanity-pictures", "0"], "`sanity_pictures` is 0, but must be at least 1"),
@@ -71,12 +73,38 @@ def test_boxes_of_other_pictures(place: Path, tmp_path: Path, capsys: pytest.Cap
 def test_metrics_that_need_boxes_or_labels(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = arguments(place, tmp_path / "out")
     del argv[argv.index("--boxes") : argv.index("--boxes") + 2]
-    assert '`metrics` "pointing_game" needs `boxes`: give them, or leave it out' in refused(argv, capsys)
+    assert '`metrics` "pointing_game" needs `boxes`: give it, or leave the metric out' in refused(argv, capsys)
     bare = tmp_path / "bare"
     bare.mkdir()
     os.link(place / "pictures" / "00.png", bare / "00.png")
     said = refused([*argv, "--data-dir", str(bare), "--metrics", "average_drop"], capsys)
     assert '`target` is "label", but the data has no labels: use --target predicted' in said
+
+
+def test_no_picture_can_be_read(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").write_bytes(b"no picture")
+    argv = arguments(place, tmp_path / "out", "--data-dir", str(tmp_path / "data"), "--target", "predicted")
+    del argv[argv.index("--boxes") : argv.index("--boxes") + 2]
+    assert 'nothing could be measured, "a.png": ' in refused([*argv, "--metrics", "average_drop"], capsys)
+
+
+def test_other_boxes_or_pictures_are_another_run(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = arguments(place, tmp_path / "out", "--limit", "2", "--metrics", "pointing_game")
+    main(argv)
+    for file, change in (
+        (place / "boxes.csv", lambda old: old.replace(b",30,25", b",31,25")),
+        (place / "pictures" / "00.png", lambda old: (place / "pictures" / "16.png").read_bytes()),
+    ):
+        old = file.read_bytes()
+        file.write_bytes(change(old))
+        try:
+            assert "holds the results of another run" in refused(argv, capsys)
+        finally:
+            file.write_bytes(old)
+    main(argv)
 
 
 def test_another_runs_results(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import lively
+from conftest import lively, saved
 from evaluating import FLOORS, PICTURES, RECIPE, arguments, figures, main, make_place, rows, written
 from pyarrow import parquet
 from torch import nn
@@ -102,7 +102,7 @@ def test_fakecam_is_told(whole: Path) -> None:
     (table,) = json.loads((whole / "summary.json").read_text())["tables"]
     (line,) = (line for line in table["rows"] if line["method"] == "fakecam")
     assert line["metrics"]["pointing_game"]["mean"] == 100
-    assert any(w.startswith('SP: "fakecam", which says nothing of what the model sees') for w in table["warnings"])
+    assert any(w.startswith('"fakecam", which says nothing') and "SP (100.0" in w for w in table["warnings"])
     assert "which says nothing of what the model sees" in (whole / "report.html").read_text()
 
 
@@ -177,6 +177,33 @@ def test_other_protocols(protocol: str, place: Path, model: nn.Module, tmp_path:
     assert found["average_drop"] == pytest.approx(want, rel=1e-3, abs=1e-4)
     assert "average_gain" not in found, "they have none"
     assert protocol in json.loads((out / "summary.json").read_text())["protocol"]["Mask"]
+
+
+def test_names_that_are_no_utf8(place: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    os.link(place / "pictures" / "00.png", os.path.join(os.fsencode(data), b"\xff<b>.png"))
+    argv = arguments(place, tmp_path / "out", "--data-dir", str(data), "--target", "predicted")
+    del argv[argv.index("--boxes") : argv.index("--boxes") + 2]
+    main([*argv, "--metrics", "average_drop"])
+    assert {r["file"] for r in rows(tmp_path / "out")} == {"\\xff<b>.png"}
+    assert "<b>.png" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_sensitivity_compares_two_classes(place: Path, tmp_path: Path) -> None:
+    """Also of a network with one logit, of which the label may be the least likely class."""
+    saved("test_resnet", tmp_path, num_classes=1)
+    labels = place / "pictures" / "labels.csv"
+    whole = labels.read_text()
+    labels.write_text("file,class_index\n00.png,0\n01.png,1\n02.png,0\n")
+    try:
+        argv = arguments(place, tmp_path / "out", "--metrics", "class_sensitivity", "--methods", "scorecam")
+        main([*argv, "--checkpoint", str(tmp_path / "test_resnet.safetensors")])
+    finally:
+        labels.write_text(whole)
+    found = [float(r["class_sensitivity"] or "nan") for r in rows(tmp_path / "out") if r["method"] == "scorecam"]
+    assert len(found) == 3
+    assert all(value != 0 for value in found)
 
 
 def test_several_models(place: Path, tmp_path: Path) -> None:
@@ -275,7 +302,7 @@ def test_methods_may_be_added_and_a_finished_run_is_free(
 def test_pictures_that_cannot_be_read_are_told(place: Path, tmp_path: Path) -> None:
     broken = place / "pictures" / "22.png"
     whole = broken.read_bytes()
-    broken.write_bytes(whole[:50])
+    broken.write_bytes(whole[:50] + bytes(len(whole) - 50))  # a disk that fails, for now
     argv = arguments(place, tmp_path / "out", "--limit", "3", "--metrics", "average_drop")
     try:
         main(argv)

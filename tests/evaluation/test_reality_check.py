@@ -54,7 +54,8 @@ def test_gradients_are_ahead_in_insertion_and_deletion(table: dict[str, Any]) ->
 
 def test_fakecam_is_told(table: dict[str, Any]) -> None:
     assert means(table, "average_drop")["fakecam"] < 2
-    assert any(w.startswith('AD: "fakecam", which says nothing') for w in table["warnings"])
+    told = [w for w in table["warnings"] if w.startswith('"fakecam", which says nothing of what the model sees')]
+    assert any("AD (" in w for w in told)
 
 
 def test_the_page_repeats_the_figures(table: dict[str, Any]) -> None:

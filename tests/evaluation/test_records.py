@@ -11,7 +11,7 @@ from conftest import assert_one_line
 
 from interp_zoo.evaluation.records import Records, write_whole
 
-IDENTITY: dict[str, Any] = {"data": "abc", "metrics": ["average_drop"], "weights": {"m": "1"}}
+IDENTITY: dict[str, Any] = {"data": "abc", "metrics": ["average_drop"], "models": {"m": "1"}}
 
 
 def row(index: int, method: str = "gradcam", kind: str = "label", value: float = 1.0) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def test_the_same_run_goes_on(run: Records) -> None:
     [
         ({"data": "xyz"}, r"data: 'abc' there, 'xyz' here"),
         ({"metrics": ["insertion"]}, r"metrics: \['average_drop'\] there"),
-        ({"weights": {"m": "2"}}, r"weights: \{'m': '1'\} there, \{'m': '2'\} here"),
+        ({"models": {"m": "2"}}, r"m: '1' there, '2' here"),
         ({"amp": "bf16"}, r"amp: None there, 'bf16' here"),
     ],
 )
@@ -102,10 +102,41 @@ def test_another_runs_results_are_refused(run: Records, change: dict[str, Any], 
     assert json.loads((run.folder / "run.json").read_text())["data"] == (IDENTITY | change)["data"]
 
 
+def test_models_may_be_added_and_left_out(run: Records) -> None:
+    Records(run.folder).claim(IDENTITY | {"models": {"n": "7"}})
+    Records(run.folder).claim(IDENTITY | {"models": {"m": "1", "n": "7"}})
+    with pytest.raises(ValueError, match=r"another run \(n: '7' there, '8' here\)"):
+        Records(run.folder).claim(IDENTITY | {"models": {"n": "8"}})
+
+
+def test_what_a_killed_run_leaves_is_its_own(run: Records, tmp_path: Path) -> None:
+    for name in (".report.html.123.new", ".results.csv.new", ".run.json.new"):
+        (run.folder / name).write_text("half")
+    Records(run.folder).claim(IDENTITY | {"data": "xyz"}, overwrite=True)
+    (tmp_path / "early" / "parts").mkdir(parents=True)
+    Records(tmp_path / "early").claim(IDENTITY)
+    assert (tmp_path / "early" / "run.json").is_file()
+
+
+def test_rows_without_an_identity_are_not_deleted(run: Records) -> None:
+    run.writer(0).rows([row(0)])
+    (run.folder / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"holds other files \(parts\)"):
+        Records(run.folder).claim(IDENTITY, overwrite=True)
+    assert len(run.read().rows) == 1
+
+
+def test_a_broken_line_is_done_again(run: Records) -> None:
+    run.writer(0).rows([row(0)])
+    with (run.folder / "parts" / "00000.jsonl").open("a") as file:
+        file.write('{"kind": "ro\\0\n[]\n{"kind2": 1}\n')
+    assert list(run.read().rows.values()) == [row(0)]
+
+
 def test_folders_with_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("dear")
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match=r'`output` ".*" holds other files \(thesis\.tex\): choose another folder'):
+        with pytest.raises(ValueError, match=r'`output` ".*" holds other files \(thesis\.tex\): choose another'):
             Records(tmp_path).claim(IDENTITY, overwrite=overwrite)
     with pytest.raises(ValueError, match=r'`output` ".*thesis\.tex" is a file: choose another folder'):
         Records(tmp_path / "thesis.tex").claim(IDENTITY)

@@ -87,13 +87,21 @@ def test_standings_are_paired(table: dict[str, Any]) -> None:
 
 
 def test_floors_that_win_are_told(table: dict[str, Any]) -> None:
-    warnings = table["warnings"]
-    assert 'AD: "fakecam", which says nothing of what the model sees, scores 0.5 and wins' in warnings[0]
-    assert 'I: "random"' in warnings[1]
-    assert "scores 55.0, better than 2 of 3 methods" in warnings[1]
-    assert sum("which says nothing" in w for w in warnings) == 2
-    assert sum("1 of 40 maps are blank" in w for w in warnings) == 3
-    assert not any("only" in w for w in warnings)
+    says = "which says nothing of what the model sees,"
+    assert table["warnings"][:2] == [
+        f'"fakecam", {says} wins by AD (0.5): alone, these metrics tell nothing here',
+        f'"random", {says} is at least as good as half of the methods by I (55.0, 2 of 3 methods): read these with '
+        "others",
+    ]
+    assert sum("1 of 40 maps are blank" in w for w in table["warnings"]) == 3
+    assert len(table["warnings"]) == 5
+
+
+def test_ties_share_the_star_and_a_floor_that_ties_wins() -> None:
+    names = ["gradcam", "opticam", "fakecam"]
+    table = table_of([row(m, i, pointing_game=100.0) for m in names for i in range(30)], names, ["pointing_game"])
+    assert [cells(table, "pointing_game")[m]["standing"] for m in names] == ["best", "best", ""]
+    assert "wins by SP (100.0)" in table["warnings"][0]
 
 
 def test_agreement_leaves_floors_out_and_turns_drops(table: dict[str, Any]) -> None:

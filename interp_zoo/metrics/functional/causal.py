@@ -66,7 +66,8 @@ def insertion_curve(
         batch_size: the most pictures at once.
 
     Raises:
-        ValueError: if shapes do not fit, the maps hold NaN, or an option is none that there is.
+        ValueError: if shapes do not fit, the maps hold NaN, `classify` gives no probabilities, or an option is none
+            that there is.
     """
     order = ranks(pixels, saliency, target)
     paint = painter(pixels, mean=mean, fill=fill, kernel=blur_kernel, sigma=blur_sigma, seed=seed)
@@ -159,5 +160,7 @@ def _curve(
     for which, count in (job.unbind(1) for job in jobs.split(batch_size) if n):
         with torch.no_grad():
             probabilities = classify(changed(which, count[:, None, None]))
+        if bool(((probabilities < -1e-6) | (probabilities > 1 + 1e-6)).any()):
+            raise ValueError("`classify` gave values outside of [0, 1]: let it end in a softmax")
         scores.append(probabilities.gather(1, target[which][:, None])[:, 0])
     return torch.cat(scores).view(n, len(counts)) if scores else torch.zeros(0, len(counts), device=target.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 Protocol = Literal["papers", "pytorch-grad-cam", "torchcam"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 _TORCHCAM_EPS = 1e-7
+_ROUNDING = 1e-6  # by which a sum of exponentials may miss 1
 
 
 def average_drop(before: Tensor, after: Tensor, *, protocol: Protocol = "papers") -> Tensor:
@@ -69,5 +70,5 @@ def _check(before: Tensor, after: Tensor, protocol: Protocol = "papers") -> None
             raise TypeError(f"`{name}` must hold floating point numbers, not {p.dtype}: give probabilities")
         if p.ndim != 1 or p.shape != before.shape:
             raise ValueError(f"`{name}` has shape {tuple(p.shape)}, but both must be (N,), one probability a picture")
-        if protocol == "papers" and bool(((p < 0) | (p > 1)).any()):
+        if protocol == "papers" and bool(((p < -_ROUNDING) | (p > 1 + _ROUNDING)).any()):
             raise ValueError(f"`{name}` holds values outside of [0, 1]: give probabilities, not logits")
