@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that wait do not take the cores from others
+os.environ.pop("COLUMNS", None)  # pytest's workers set it, and consoles that are made then keep their width
 
 import huggingface_hub
 import numpy as np
