@@ -132,7 +132,10 @@ def _cells(values: Tensor, floors: Sequence[bool], measure: Measure) -> list[dic
     turned = means if measure.higher_is_better else -means
     turned = turned.masked_fill(torch.tensor(floors) | turned.isnan(), -torch.inf)
     best = int(turned.argmax()) if bool((turned > -torch.inf).any()) else None
-    behind = None if best is None else paired_difference(values, values[:, best : best + 1].expand_as(values))
+    behind = None
+    if best is not None:
+        pair = (values[:, best : best + 1].expand_as(values), values)  # positive is worse than the best
+        behind = paired_difference(*(pair if measure.higher_is_better else pair[::-1]))
     cells = []
     for i, floor in enumerate(floors):
         cell: dict[str, Any] = {

@@ -83,7 +83,9 @@ def test_standings_are_paired(table: dict[str, Any]) -> None:
     assert drop["scorecam"]["low"] < drop["opticam"]["high"]
     assert drop["opticam"]["behind"] is None
     assert drop["scorecam"]["behind"] == pytest.approx({"mean": 1, "low": 1, "high": 1})
-    assert cells(table, "insertion")["opticam"]["standing"] == "best"
+    insertion = cells(table, "insertion")  # high is good: behind is positive, too
+    assert insertion["opticam"]["standing"] == "best"
+    assert insertion["gradcam"]["behind"] == pytest.approx({"mean": 10, "low": 10, "high": 10})
 
 
 def test_floors_that_win_are_told(table: dict[str, Any]) -> None:
