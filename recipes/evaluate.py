@@ -168,6 +168,7 @@ def report(
             its = tables.by_method(every, methods, model, kind)
             for method_rows in its.values():
                 tables.settle_box_accuracy(method_rows)
+                tables.name_classes(method_rows, Labels(models[model][0]))
                 rows += method_rows.values()
             if its:
                 made.append(tables.make_table(its, settings.metrics, model, kind))

@@ -342,7 +342,8 @@ def _offsets() -> list[tuple[float, float]]:
     """Where a name may begin beside its point, in points, the nearest and the right first."""
     turns = (0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90)
     near = [(r * math.cos(math.radians(a)), r * math.sin(math.radians(a))) for r in (7, 12) for a in turns]
-    far = [(r * math.cos(math.radians(a)), r * math.sin(math.radians(a))) for r in range(18, 90, 8) for a in turns]
+    more = (*turns, 15, -15, 165, -165, 45, -45, 135, -135, 75, -75, 105, -105)
+    far = [(r * math.cos(math.radians(a)), r * math.sin(math.radians(a))) for r in range(18, 200, 8) for a in more]
     return [(0.0 if abs(x) < 1e-9 else x, y) for x, y in near + far]
 
 

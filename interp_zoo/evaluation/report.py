@@ -320,11 +320,12 @@ def _grid(
     return {"methods": columns, "lines": lines}
 
 
-def _picture(row: Json, names: Mapping[int, str], thumbnails: Mapping[tuple[str, int], str]) -> Json:
+def _picture(row: Json, names: dict[int, str], thumbnails: Mapping[tuple[str, int], str]) -> Json:
     """What is said of a picture beside its maps."""
 
     def name(index: int | None) -> str:
-        return names.get(index, f"class {index}") if index is not None else ""
+        known = names | (row.get("names") or {})
+        return known.get(index, f"class {index}") if index is not None else ""
 
     truth, predicted = row.get("truth"), row.get("predicted")
     return {

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from interp_zoo.evaluation.measures import MEASURES, Measure
+from interp_zoo.explain.labels import Labels
 from interp_zoo.explain.methods import get_method
 from interp_zoo.metrics.statistics import interval, kendall_tau, paired_difference
 
@@ -40,6 +41,12 @@ def settle_box_accuracy(rows: Mapping[int, Row]) -> None:
     best = int(table.mean(0).argmax())
     for i, bits in hits.items():
         rows[i]["metrics"]["box_accuracy"] = 100.0 * int(bits[best])
+
+
+def name_classes(rows: Mapping[int, Row], labels: Labels) -> None:
+    """Adds the names of what the pictures show, and of what the model sees, as "names" by class."""
+    for row in rows.values():
+        row["names"] = {c: labels.name(c) for c in (row["truth"], row["predicted"]) if c is not None}
 
 
 def make_table(found: Mapping[str, Mapping[int, Row]], metrics: Sequence[str], model: str, kind: str) -> dict[str, Any]:

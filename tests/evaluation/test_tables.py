@@ -8,8 +8,17 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from torch import nn
 
-from interp_zoo.evaluation.tables import as_text, by_method, is_floor, make_table, settle_box_accuracy
+from interp_zoo.evaluation.tables import (
+    as_text,
+    by_method,
+    is_floor,
+    make_table,
+    name_classes,
+    settle_box_accuracy,
+)
+from interp_zoo.explain.labels import Labels
 
 Row = dict[str, Any]
 
@@ -153,6 +162,15 @@ def test_box_accuracy_takes_one_threshold_for_all_pictures() -> None:
     settle_box_accuracy(rows)
     # Hits by threshold: 1, 2, 2, 0 of 3; the first of the best is the second.
     assert [rows[i]["metrics"]["box_accuracy"] for i in range(4)] == [100.0, 100.0, 0.0, None]
+
+
+def test_classes_get_their_names(demo: nn.Module) -> None:
+    rows = {
+        0: row("gradcam", 0) | {"truth": 282, "predicted": 0},
+        1: row("gradcam", 1) | {"truth": None, "predicted": 1},
+    }
+    name_classes(rows, Labels(demo))
+    assert [r["names"] for r in rows.values()] == [{282: "tiger cat", 0: "tench"}, {1: "goldfish"}]
 
 
 def test_methods_with_options_are_floors_as_they_are_without() -> None:
