@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -286,7 +286,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="pictures in Grad-CAM's batch (8)")
     parser.add_argument("--repetitions", type=int, default=5, help="how often each of two is timed (5)")
     parser.add_argument("--processes", type=int, default=7, help="how often each import is timed (7)")
-    parser.add_argument("--pictures", type=int, default=12, help="pictures for evaluate.py (12)")
+    parser.add_argument("--races", default="", help="some of import,gradcam,masks,metrics,processes (all)")
+    parser.add_argument("--pictures", type=int, default=24, help="pictures for evaluate.py (24)")
     parser.add_argument("--launches", type=int, default=3, help="how often evaluate.py is launched each way (3)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
     parser.add_argument("--output", type=Path, help="a markdown file to write the table to")
@@ -298,13 +299,19 @@ def main() -> None:
     classes = forward(model, x).argmax(1).tolist()
     layer = Explainer(model, "gradcam")(x[:1]).layer
 
+    pictures = torch.randn(args.pictures, 3, args.size, args.size, generator=torch.Generator().manual_seed(1))
+    races: dict[str, Callable[[], Iterable[Row]]] = {
+        "import": lambda: [race_import(args.processes)],
+        "gradcam": lambda: race_gradcam(model, x, classes, layer, args.repetitions),
+        "masks": lambda: race_masks(model, x[:1], classes[:1], layer, args.repetitions),
+        "metrics": lambda: race_metrics(model, x, classes, args.repetitions),
+        "processes": lambda: [race_processes(model, args.model, pictures, args.launches)],
+    }
+    wanted = args.races.split(",") if args.races else list(races)
+    if unknown := [name for name in wanted if name not in races]:
+        parser.error(f"--races has {unknown[0]}, but must be some of {', '.join(races)}")
     with Console(stderr=True).status("racing"):
-        rows = [race_import(args.processes)]
-        rows += race_gradcam(model, x, classes, layer, args.repetitions)
-        rows += race_masks(model, x[:1], classes[:1], layer, args.repetitions)
-        rows += race_metrics(model, x, classes, args.repetitions)
-        pictures = torch.randn(args.pictures, 3, args.size, args.size, generator=torch.Generator().manual_seed(1))
-        rows.append(race_processes(model, args.model, pictures, args.launches))
+        rows = [row for name in wanted for row in races[name]()]
     console, table = Console(), Table(*HEADER, box=box.SIMPLE)
     for row in rows:
         table.add_row(*row.cells())

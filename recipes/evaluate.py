@@ -162,7 +162,7 @@ def report(
         file, why = next(iter(found.unreadable.values()), ("", "no method admits the model"))
         raise ValueError(f'nothing could be measured, "{file}": {why}')
     rows: list[tables.Row] = []
-    made = []
+    made: list[dict[str, Any]] = []
     for model in models:
         for kind in kinds:
             its = tables.by_method(every, methods, model, kind)
@@ -181,7 +181,7 @@ def report(
         "metrics": metric_facts(settings.metrics, settings.protocol),
         "models": [model_facts(rows, name, sizes[name], weights) for name, (_, weights) in models.items()],
         "tables": made,
-        "left_out": [entry for entry in left_out if entry["model"] in models and entry["method"] in methods],
+        "left_out": [e for e in left_out if e["model"] in models and e["method"] in methods],
         "unreadable": [{"file": f, "why": why} for i, (f, why) in found.unreadable.items() if i in chosen - measured],
     }
     write_results(records.folder, rows, settings.metrics)

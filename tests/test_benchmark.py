@@ -64,3 +64,10 @@ def test_the_page_says_how_it_was_made(page: str) -> None:
     assert f"`python recipes/benchmark.py {TINY} --output " in page
     for word in ("torch 2.", "timm 1.", "grad-cam 1.5.7", "1 threads", "CPUs", "medians of 1 repetitions"):
         assert word in page
+
+
+def test_an_unknown_race_is_told() -> None:
+    command = [sys.executable, str(RECIPE), *TINY.split(), "--races", "import,hurdles"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "--races has hurdles, but must be some of import, gradcam, masks, metrics, processes" in done.stderr
