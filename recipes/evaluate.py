@@ -32,7 +32,7 @@ from interp_zoo.evaluation.boxes import read_boxes
 from interp_zoo.evaluation.data import Data, Item, Unreadable, open_data
 from interp_zoo.evaluation.measuring import Examiner, Settings, weights_hash
 from interp_zoo.evaluation.protocol import describe
-from interp_zoo.evaluation.records import Missing, Records, Writer
+from interp_zoo.evaluation.records import Missing, Records, Row, Writer
 from interp_zoo.evaluation.report import write_report
 from interp_zoo.evaluation.results import metric_facts, model_facts, versions, write_results, write_summary
 from interp_zoo.evaluation.specs import parse_methods
@@ -161,7 +161,7 @@ def report(
     if not measured:
         file, why = next(iter(found.unreadable.values()), ("", "no method admits the model"))
         raise ValueError(f'nothing could be measured, "{file}": {why}')
-    rows: list[tables.Row] = []
+    rows: list[Row] = []
     made: list[dict[str, Any]] = []
     for model in models:
         for kind in kinds:

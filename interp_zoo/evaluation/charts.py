@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from PIL import Image
 
+from interp_zoo.evaluation.records import finite
 from interp_zoo.explain.render import overlay
 
 # Okabe and Ito's palette, made for the colour-blind, without its yellow, which white paper swallows.
@@ -84,11 +85,6 @@ def seconds(value: float | None) -> str:
     if 0 < value < 0.001:
         return "<0.001"
     return f"{value:.{3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0}f}"
-
-
-def finite(value: Any) -> float | None:
-    """The value as a number; None for None, NaN and infinity."""
-    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def mean_of(row: Json, name: str) -> float | None:

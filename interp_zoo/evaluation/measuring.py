@@ -10,7 +10,6 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -20,6 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from interp_zoo.evaluation.boxes import on_input
 from interp_zoo.evaluation.data import Item
 from interp_zoo.evaluation.measures import DELETION_FILL, INSERTION_FILL
+from interp_zoo.evaluation.records import Row, finite
 from interp_zoo.evaluation.specs import Spec
 from interp_zoo.explain import Explainer, Explanation, render
 from interp_zoo.explain.anatomy import Anatomy
@@ -33,8 +33,6 @@ from interp_zoo.metrics.functional.recognition import Protocol
 MAP_SIZE, THUMBNAIL = 56, 112  # pixels of what the report shows
 FILL_STEPS = 5  # of the curves with other fills
 STAGES = 4  # of cascading randomisation
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -196,10 +194,10 @@ class Examiner:
                 "label": exp.label[i],
                 "truth": item.label,
                 "predicted": int(batch.predicted[i]),
-                "probability": _number(exp.probability[i]),
-                "masked_probability": _number(exp.masked_probability[i]),
-                "metrics": {n: _number(figures[n][i]) if n in figures else None for n in self.settings.metrics},
-                "curves": {n: [_number(v) for v in curve[i]] for n, curve in curves.items()},
+                "probability": finite(exp.probability[i]),
+                "masked_probability": finite(exp.masked_probability[i]),
+                "metrics": {n: finite(figures[n][i]) if n in figures else None for n in self.settings.metrics},
+                "curves": {n: [finite(v) for v in curve[i]] for n, curve in curves.items()},
                 "hits": None
                 if hits is None or bool(hits[i].isnan().any())
                 else "".join(map(str, hits[i].int().tolist())),
@@ -344,12 +342,6 @@ def _spread(figures: Tensor, places: Sequence[int], n: int) -> Tensor:
     """Figures of some of n pictures as figures of all, (n,): NaN for the others."""
     where = torch.tensor(places, device=figures.device)
     return torch.full((n,), torch.nan, dtype=torch.float64, device=figures.device).index_put((where,), figures.double())
-
-
-def _number(value: Any) -> float | None:
-    """As JSON takes it: None for NaN."""
-    number = float(value)
-    return number if math.isfinite(number) else None
 
 
 def _small(saliency: Tensor) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+Row = dict[str, Any]  # what was measured of one picture, method and target
 
 IDENTITY = "run.json"
 _PARTS = "parts"
@@ -32,7 +35,7 @@ class Found:
         unreadable: pictures that cannot be decoded, and why, by index.
     """
 
-    rows: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    rows: dict[Key, Row] = field(default_factory=dict)
     thumbnails: dict[tuple[str, int], str] = field(default_factory=dict)
     left_out: dict[tuple[str, str], str] = field(default_factory=dict)
     unreadable: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -163,15 +166,26 @@ class Writer:
 
 def write_whole(file: Path, text: str) -> None:
     """Writes a file so that it is the old one or the new one, whenever the machine stops."""
+    with replacing(file) as new, new.open("w", encoding="utf-8") as open_file:
+        open_file.write(text)
+        open_file.flush()
+        os.fsync(open_file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A new file to write to, which takes the place of `file` at the end of the block, unless that raises."""
     new = file.with_name(f".{file.name}.new")
     try:
-        with new.open("w", encoding="utf-8") as open_file:
-            open_file.write(text)
-            open_file.flush()
-            os.fsync(open_file.fileno())
+        yield new
         new.replace(file)
     finally:
         new.unlink(missing_ok=True)
+
+
+def finite(value: Any) -> float | None:
+    """A number as JSON takes it: None for None, NaN and infinity."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 import torch
 
 from interp_zoo.evaluation import charts
-from interp_zoo.evaluation.charts import NONE, Json, finite, mean_of, number, seconds
+from interp_zoo.evaluation.charts import NONE, Json, mean_of, number, seconds
+from interp_zoo.evaluation.records import finite, replacing
 from interp_zoo.metrics.statistics import kendall_tau
 
 GRID = 8  # pictures in a table's grid
@@ -41,12 +41,8 @@ def write_report(path: Path, summary: Json, rows: Sequence[Json], thumbnails: Ma
         ModuleNotFoundError: without the extra "recipes", which brings Jinja2.
     """
     page = _render(_page(summary, rows, thumbnails))
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
+    with replacing(path) as new:
         new.write_text(page, encoding="utf-8", errors="replace")  # file names may hold what UTF-8 cannot write
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def worst_cases(rows: Iterable[Json], floors: Iterable[str], metrics: Iterable[str]) -> list[Json]:

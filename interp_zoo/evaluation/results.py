@@ -12,8 +12,7 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from interp_zoo.evaluation.measures import MEASURES
-from interp_zoo.evaluation.records import write_whole
-from interp_zoo.evaluation.tables import Row
+from interp_zoo.evaluation.records import Row, replacing, write_whole
 from interp_zoo.metrics.functional.recognition import Protocol
 
 PACKAGES = ("interp_zoo", "torch", "torchvision", "timm", "accelerate", "torchmetrics")
@@ -52,12 +51,8 @@ def write_results(folder: Path, rows: Sequence[Row], metrics: Sequence[str]) -> 
     columns |= {name: pa.array([row[name] for row in rows], kind) for name, kind in _LAST.items()}
     table = pa.table(columns)
     for name, write in (("results.parquet", parquet.write_table), ("results.csv", csv.write_csv)):
-        new = folder / f".{name}.new"
-        try:
+        with replacing(folder / name) as new:
             write(table, str(new))
-            new.replace(folder / name)
-        finally:
-            new.unlink(missing_ok=True)
 
 
 def _readable(text: str) -> str:

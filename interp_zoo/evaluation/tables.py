@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,14 +12,14 @@ from rich.table import Table
 from torch import Tensor
 
 from interp_zoo.evaluation.measures import MEASURES, Measure
+from interp_zoo.evaluation.records import Row, finite
 from interp_zoo.explain.labels import Labels
 from interp_zoo.explain.methods import get_method
+from interp_zoo.metrics.functional import best_threshold
 from interp_zoo.metrics.statistics import interval, kendall_tau, paired_difference
 
 FEW = 30  # pictures, below which intervals are no more than a hint
 LEFT_OF_IT = 50  # percent of a map that is left without the weights, from which it is told
-
-Row = dict[str, Any]
 
 
 def by_method(rows: Iterable[Row], methods: Sequence[str], model: str, kind: str) -> dict[str, dict[int, Row]]:
@@ -38,7 +37,7 @@ def settle_box_accuracy(rows: Mapping[int, Row]) -> None:
     if not hits:
         return
     table = torch.tensor([[int(bit) for bit in bits] for bits in hits.values()], dtype=torch.float64)
-    best = int(table.mean(0).argmax())
+    best = best_threshold(table)
     for i, bits in hits.items():
         rows[i]["metrics"]["box_accuracy"] = 100.0 * int(bits[best])
 
@@ -76,7 +75,7 @@ def make_table(found: Mapping[str, Mapping[int, Row]], metrics: Sequence[str], m
         "rows": lines,
         "agreement": {
             "metrics": names,
-            "tau": [[_number(kendall_tau(turned[a][own], turned[b][own])) for b in names] for a in names],
+            "tau": [[finite(kendall_tau(turned[a][own], turned[b][own])) for b in names] for a in names],
         },
         "warnings": list(_warnings(lines, metrics, len(pictures))),
     }
@@ -118,7 +117,10 @@ def _figures(found: Mapping[str, Mapping[int, Row]], pictures: Sequence[int], na
 
 def _line(method: str, rows: Mapping[int, Row], floor: bool) -> dict[str, Any]:
     names = dict.fromkeys(name for row in rows.values() for name in row["curves"])
-    curves = {n: torch.tensor([row["curves"][n] for row in rows.values() if n in row["curves"]]) for n in names}
+    curves = {
+        name: torch.tensor([[torch.nan if v is None else v for v in row["curves"][name]] for row in rows.values()])
+        for name in names
+    }
     costs = {
         key: sum(row[key] for row in rows.values()) / len(rows) for key in ("seconds", "forward", "backward", "tail")
     }
@@ -129,7 +131,7 @@ def _line(method: str, rows: Mapping[int, Row], floor: bool) -> dict[str, Any]:
         "blank": sum(row["blank"] for row in rows.values()),
         **costs,
         "metrics": {},
-        "curves": {name: curve.nanmean(0).tolist() for name, curve in curves.items()},
+        "curves": {name: [finite(v) for v in curve.nanmean(0).tolist()] for name, curve in curves.items()},
     }
 
 
@@ -146,16 +148,16 @@ def _cells(values: Tensor, floors: Sequence[bool], measure: Measure) -> list[dic
     cells = []
     for i, floor in enumerate(floors):
         cell: dict[str, Any] = {
-            "mean": _number(means[i]),
-            "low": _number(low[i]),
-            "high": _number(high[i]),
+            "mean": finite(means[i]),
+            "low": finite(low[i]),
+            "high": finite(high[i]),
             "count": int((~values[:, i].isnan()).sum()),
             "standing": "",
             "behind": None,
         }
         tied = best is not None and bool(means[i] == means[best])
         if behind is not None and i != best:
-            difference = dict(zip(("mean", "low", "high"), map(_number, behind[:, i]), strict=True))
+            difference = dict(zip(("mean", "low", "high"), map(finite, behind[:, i]), strict=True))
             cell["behind"] = difference if None not in difference.values() else None
         if not floor and tied:
             cell["standing"] = "best"
@@ -192,8 +194,3 @@ def _warnings(lines: Sequence[Mapping[str, Any]], metrics: Sequence[str], pictur
             yield f'"{line["method"]}": {left:.0f} % of the map is left when the weights are lost: it shows the picture'
     if pictures < FEW:
         yield f"only {pictures} picture{'s' * (pictures != 1)}: the intervals are no more than a hint"
-
-
-def _number(value: Any) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None

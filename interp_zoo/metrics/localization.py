@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from interp_zoo.metrics.functional.causal import Classifier
 from interp_zoo.metrics.functional.localization import (
     Regions,
+    best_threshold,
     box_accuracy,
     energy_pointing_game,
     localization_error,
@@ -73,11 +73,6 @@ class BoxAccuracy(CurveMetric):
     def _figures(self) -> Tensor:
         hits = self._all_curves()
         return hits[:, best_threshold(hits)] if hits.numel() else hits.new_zeros(0)
-
-
-def best_threshold(hits: Tensor) -> int:
-    """The column of hits (N, thresholds) with the highest mean, the lowest of several; NaN does not count."""
-    return int(torch.nan_to_num(hits.nanmean(0), nan=0).argmax())
 
 
 class PointingGame(PictureMetric):

@@ -80,6 +80,15 @@ def test_means_costs_and_curves(table: dict[str, Any]) -> None:
     assert drop["opticam"]["count"] == 40
 
 
+def test_curves_may_have_holes() -> None:
+    """Where a network gave no number."""
+    rows = [row("gradcam", i) for i in range(2)]
+    rows[0]["curves"] = {"insertion": [None, 0.5, None]}
+    rows[1]["curves"] = {"insertion": [0.25, 0.25, None]}
+    (line,) = table_of(rows, ["gradcam"], [])["rows"]
+    assert line["curves"]["insertion"] == [0.25, 0.375, None]
+
+
 def test_standings_are_paired(table: dict[str, Any]) -> None:
     drop = cells(table, "average_drop")
     assert {m: cell["standing"] for m, cell in drop.items()} == {

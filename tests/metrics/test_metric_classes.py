@@ -16,7 +16,6 @@ from torchmetrics import Metric, MetricCollection
 
 from interp_zoo import metrics
 from interp_zoo.metrics import functional as F
-from interp_zoo.metrics.localization import best_threshold
 from interp_zoo.metrics.picture import CurveMetric, PictureMetric
 from interp_zoo.metrics.statistics import interval
 
@@ -91,7 +90,7 @@ def figures(name: str) -> Tensor:
     """The function's figures of all pictures."""
     made, function = CASES[name]
     found = function(**arguments(made()))
-    return found[:, best_threshold(found)] if name == "BoxAccuracy" else found
+    return found[:, F.best_threshold(found)] if name == "BoxAccuracy" else found
 
 
 def test_each_class_is_tried() -> None:

@@ -2,6 +2,7 @@
 
 from interp_zoo.metrics.functional.causal import area, deletion, deletion_curve, insertion, insertion_curve
 from interp_zoo.metrics.functional.localization import (
+    best_threshold,
     box_accuracy,
     energy_pointing_game,
     localization_error,
@@ -24,6 +25,7 @@ __all__ = [
     "average_drop",
     "average_gain",
     "average_increase",
+    "best_threshold",
     "box_accuracy",
     "cascade",
     "class_sensitivity",

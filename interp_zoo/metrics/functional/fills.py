@@ -55,7 +55,7 @@ def filled(pixels: Tensor, *, mean: Tensor, fill: Fill, kernel: int, sigma: floa
     colour = mean.to(pixels)[:, None, None]
     if fill == "blur":
         return blurred(pixels - colour, kernel, sigma) + colour  # beyond the edges is the mean colour, as for RISE
-    if fill in ("mean", "linear"):  # with no pixel around, nothing else is suggested
+    if fill == "mean":
         return colour.expand_as(pixels)
     if fill == "black":
         return torch.zeros_like(pixels)

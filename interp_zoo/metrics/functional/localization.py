@@ -98,6 +98,11 @@ def box_accuracy(saliency: Tensor, regions: Regions, *, thresholds: int = 100) -
     return _measure(saliency, regions, _boxes, hits, thresholds)
 
 
+def best_threshold(hits: Tensor) -> int:
+    """The column of hits (N, thresholds) with the highest mean, the first of several; NaN does not count."""
+    return int(torch.nan_to_num(hits.nanmean(0), nan=0).argmax())
+
+
 def pointing_game(saliency: Tensor, regions: Regions, *, legacy: bool = False) -> Tensor:
     """100 where any of the map's highest pixels lies in a region, else 0, (N,). No tolerance. High is good.
 
