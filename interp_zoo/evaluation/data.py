@@ -48,10 +48,12 @@ class Data:
     Attributes:
         total: how many pictures the data set has, or None if that is known at its end only.
         indexable: whether `data[index]` works; if not, pictures come from `stream` alone.
+        class_names: the names of the classes that the data set numbers by itself, or None.
     """
 
     def __init__(self, source: Source, limit: int | None = None) -> None:
         self.total, self.indexable = source.total, source.load is not None
+        self.class_names = source.classes
         self._source, self._limit = source, limit
         self._out_of: int | None = None
 
@@ -152,10 +154,10 @@ class Data:
         Raises:
             ValueError: if a label is out of range, or the data numbers its own classes and has more or fewer.
         """
-        own = self._source.classes
-        if own is not None and own != classes:
+        own = self.class_names
+        if own is not None and len(own) != classes:
             raise ValueError(
-                f"{self._source.kind} numbers {own} classes of its own, but the model has {classes}: give `class_map`, "
+                f"{self._source.kind} numbers {len(own)} classes of its own, but the model has {classes}: give `class_map`, "
                 "a .txt with the name of a class a line in the model's order, or a folder with labels.csv"
             )
         self._out_of = classes

@@ -57,7 +57,7 @@ class Source:
         total: how many pictures it has, or None if that is known at its end only.
         files: their names, or None if they have none or these are known on the way only.
         labels: their labels, or None if these are known together with the pictures only.
-        classes: how many classes it numbers by itself, or None.
+        classes: the names of the classes that it numbers by itself, in order, or None.
         load: decodes a picture by its index; None if there is no access by index.
         walk: all pictures in order: the name of each, and what decodes it.
         identity: what tells it from others besides names and labels.
@@ -67,7 +67,7 @@ class Source:
     total: int | None
     files: Sequence[str] | None = None
     labels: Sequence[Any] | None = None
-    classes: int | None = None
+    classes: Sequence[str] | None = None
     load: Callable[[int], tuple[Image.Image, Any]] | None = None
     walk: Callable[[], Iterator[tuple[str, Load]]] = _nothing
     identity: tuple[str, ...] = ()
@@ -148,7 +148,7 @@ def _folder(root: Path) -> Source | None:
 
 
 def _from_files(
-    kind: str, root: Path, files: Sequence[str], labels: Sequence[Any], classes: int | None = None
+    kind: str, root: Path, files: Sequence[str], labels: Sequence[Any], classes: Sequence[str] | None = None
 ) -> Source:
     sizes = " ".join(str((root / file).stat().st_size) if (root / file).is_file() else "-" for file in files)
     return Source(
@@ -157,9 +157,13 @@ def _from_files(
         files,
         labels,
         classes,
-        load=lambda i: (_decode(root / files[i]), labels[i]),
+        load=partial(_file, root, files, labels),
         identity=(sizes,),  # another picture by the same name is told by its size
     )
+
+
+def _file(root: Path, files: Sequence[str], labels: Sequence[Any], index: int) -> tuple[Image.Image, Any]:
+    return _decode(root / files[index]), labels[index]
 
 
 def _read_labels(root: Path) -> tuple[list[str], list[int]]:
@@ -200,7 +204,7 @@ def _from_timm(root: Path | None, dataset: str, split: str, options: dict[str, s
     reader = getattr(opened, "reader", None)
     kind = f"{dataset}, split {split}" if dataset else str(root)
     if isinstance(opened, IterableDataset):
-        classes = len(getattr(reader, "class_to_idx", ())) if "class_map" not in options else 0
+        classes = list(getattr(reader, "class_to_idx", ())) if "class_map" not in options else None
         walk, identity = _walker(opened, dataset), (dataset, split, str(root))
         return Source(kind, total, classes=classes or None, walk=walk, identity=identity)
     if hasattr(reader, "samples") and not hasattr(reader, "targets"):
@@ -208,8 +212,8 @@ def _from_timm(root: Path | None, dataset: str, split: str, options: dict[str, s
     if reader is None and hasattr(opened, "samples"):  # torchvision's ImageFolder, and what derives from it
         base = Path(opened.root)
         files = [Path(file).relative_to(base).as_posix() for file, _ in opened.samples]
-        return _from_files(kind, base, files, opened.targets, len(opened.classes))
-    source = Source(kind, total, load=lambda i: _row(opened, i), identity=(dataset, split))
+        return _from_files(kind, base, files, opened.targets, list(opened.classes))
+    source = Source(kind, total, load=partial(_row, opened), identity=(dataset, split))
     names = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
     if hasattr(reader, "label_key"):
         source.files, source.labels = _columns(reader, dataset)
@@ -219,7 +223,7 @@ def _from_timm(root: Path | None, dataset: str, split: str, options: dict[str, s
     else:
         source.labels, names = _targets(opened), getattr(opened, "classes", None)
     if names and "class_map" not in options:
-        source.classes = len(names)
+        source.classes = [str(name) for name in names]
     return source
 
 
@@ -283,9 +287,9 @@ def _class_folders(reader: Any, data_dir: Path | None, split: str, mapped: bool)
     if loose is not None:
         raise ValueError(f'`data_dir` "{root}" has pictures beside class folders, like "{Path(loose).name}"')
     files = [Path(file).relative_to(root).as_posix() for file, _ in reader.samples]
-    number = len(reader.class_to_idx)
-    kind = f"class folders {root}" if mapped else f"{number:,} class folders {root}"
-    return _from_files(kind, root, files, [target for _, target in reader.samples], None if mapped else number)
+    classes = None if mapped else list(reader.class_to_idx)
+    kind = f"{len(classes):,} class folders {root}" if classes else f"class folders {root}"
+    return _from_files(kind, root, files, [target for _, target in reader.samples], classes)
 
 
 def _columns(reader: Any, dataset: str) -> tuple[list[str] | None, list[Any]]:
