@@ -72,9 +72,21 @@ def prepare(
         raise ValueError(f'`results` are of "{measured.model}", not of "{architecture}": give this model\'s own')
     text = make_card(model, repo_id, measured, license=license, base_model=base_model)
     folder = Path(folder)
-    save_for_hf(_lasting(model), str(folder), safe_serialization=True)
+    write_weights(model, folder)
     (folder / "README.md").write_text(text, encoding="utf-8")
     return [folder / name for name in FILES]
+
+
+def write_weights(model: nn.Module, folder: Path) -> None:
+    """Writes `model.safetensors` and timm's `config.json`: all that "local-dir:FOLDER" is, as the name of a model.
+
+    Each file is the old one or the new one, whenever the machine stops.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".new") as new:
+        save_for_hf(_lasting(model), new, safe_serialization=True)
+        for name in FILES[:2]:
+            (Path(new) / name).replace(folder / name)
 
 
 def publish(

@@ -157,8 +157,8 @@ class Data:
         own = self.class_names
         if own is not None and len(own) != classes:
             raise ValueError(
-                f"{self._source.kind} numbers {len(own)} classes of its own, but the model has {classes}: give `class_map`, "
-                "a .txt with the name of a class a line in the model's order, or a folder with labels.csv"
+                f"{self._source.kind} numbers {len(own)} classes of its own, but the model has {classes}: give "
+                "`class_map`, a .txt with the name of a class a line in the model's order, or a folder with labels.csv"
             )
         self._out_of = classes
         for index in range(self.total or 0) if self._source.labels is not None else ():

@@ -190,6 +190,15 @@ class CAStream(nn.Module):
             found.append(attention.view(x.shape[0], *self._layouts[i].grid(a)))
         return self._head(query), found
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """All that the stream reads: what the tapped layers return, and last the backbone's last map."""
+        final, maps = self._run(x)
+        return [*maps, final]
+
+    def forward_maps(self, maps: Sequence[Tensor]) -> Tensor:
+        """Logits (B, classes) of what `maps` returned, which a frozen backbone need not compute anew."""
+        return self.forward_head(self._tokens(maps[-1], maps[:-1]))
+
     def forward_intermediates(
         self, x: Tensor, *args: Any, intermediates_only: bool = False, **kwargs: Any
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
@@ -280,7 +289,7 @@ class CAStream(nn.Module):
             self._taps.drop()
             raise
 
-    def _tokens(self, final: Tensor, maps: list[Tensor]) -> Tensor:
+    def _tokens(self, final: Tensor, maps: Sequence[Tensor]) -> Tensor:
         query = self.stream.query.repeat(final.shape[0], 1)
         for i, a in enumerate(maps):
             query = self.stream.blocks[i](query, self._places(i, a))

@@ -31,13 +31,14 @@ def whereabouts(name: str) -> tuple[str, str]:
     return cfg.tag or "", cfg.hf_hub_id or cfg.origin_url or "none yet"
 
 
-def create(name: str, *, checkpoint: str | Path | None = None) -> nn.Module:
+def create(name: str, *, checkpoint: str | Path | None = None, **kwargs: Any) -> nn.Module:
     """A timm model by name, in eval mode: its pretrained weights, or those of a checkpoint.
 
     Args:
         name: as `timm.create_model` takes it, "hf-hub:..." and "local-dir:..." included.
         checkpoint: a safetensors file with the model's state dict; the numbers of classes and of channels are
             read off it.
+        kwargs: more for `timm.create_model`.
 
     Raises:
         ValueError: if timm knows no such model, it has no pretrained weights, or the checkpoint is no safetensors file
@@ -45,16 +46,21 @@ def create(name: str, *, checkpoint: str | Path | None = None) -> nn.Module:
         FileNotFoundError: if the checkpoint does not exist.
         OSError: if the pretrained weights cannot be downloaded.
     """
-    if ":" not in name and not is_model(split_model_name_tag(name)[0]):
-        raise ValueError(
-            f'`model` "{name}" is unknown to timm{nearest(name, _timm_models())}; timm.list_models() lists all'
-        )
+    check_name(name)
     cfg = None if ":" in name else _cfg(name)
     if checkpoint is None and cfg is not None and not cfg.has_weights and not _is_ours(name):
         raise ValueError(f'`model` "{name}" has no pretrained weights in timm: give `checkpoint`, or a model instance')
     if checkpoint is None:
-        return _pretrained(name).eval()
-    return _from_checkpoint(name, Path(checkpoint)).eval()
+        return _pretrained(name, **kwargs).eval()
+    return _from_checkpoint(name, Path(checkpoint), **kwargs).eval()
+
+
+def check_name(name: str) -> None:
+    """Refuses a name that timm does not know, and tells the nearest ones."""
+    if ":" not in name and not is_model(split_model_name_tag(name)[0]):
+        raise ValueError(
+            f'`model` "{name}" is unknown to timm{nearest(name, _timm_models())}; timm.list_models() lists all'
+        )
 
 
 def _is_ours(name: str) -> bool:
@@ -83,9 +89,9 @@ def place(model: nn.Module, device: str | torch.device | None) -> nn.Module:
         raise ValueError(f'`device` is "{device}", which torch cannot use: {why}') from None
 
 
-def _pretrained(name: str) -> nn.Module:
+def _pretrained(name: str, **kwargs: Any) -> nn.Module:
     try:
-        return trained(name)
+        return trained(name, **kwargs)
     except OSError as error:
         raise OSError(
             f'`model` "{name}": its pretrained weights cannot be had ({error}); give `checkpoint`, a local-dir: name, '
@@ -93,20 +99,20 @@ def _pretrained(name: str) -> nn.Module:
         ) from error
 
 
-def _from_checkpoint(name: str, path: Path) -> nn.Module:
+def _from_checkpoint(name: str, path: Path, **kwargs: Any) -> nn.Module:
     state = _read(path)
     cfg: Any = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     sizes: dict[str, Any] = {}
     for layer in names_in(cfg.classifier)[:1]:
         if f"{layer}.weight" in state:
             sizes["num_classes"] = len(state[f"{layer}.weight"])
-    model: nn.Module = timm.create_model(name, pretrained=False, **sizes)
+    model: nn.Module = timm.create_model(name, pretrained=False, **kwargs | sizes)
     for layer in names_in(cfg.first_conv)[:1]:
         own, given = model.state_dict().get(f"{layer}.weight"), state.get(f"{layer}.weight")
         if own is not None and given is not None and own.ndim == given.ndim == 4 and own.shape[1] != given.shape[1]:
             # not the shape alone: some stems fold a patch of pixels into their channels before they convolve
             sizes["in_chans"] = max(1, given.shape[1] * cfg.input_size[0] // own.shape[1])
-            model = timm.create_model(name, pretrained=False, **sizes)
+            model = timm.create_model(name, pretrained=False, **kwargs | sizes)
     wrong = differences(state, model)
     if wrong:
         raise ValueError(f'`checkpoint` "{path}" does not fit the model "{name}": {wrong}')

@@ -143,8 +143,8 @@ ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class Penalty:
     """How far the input gradient is from the guided one, and what that costs.
 
-    The paper's figures are of "cosine"; what it leaves open (which gradient, whether the guided one is a constant) is an
-    option.
+    The paper's figures are of "cosine". What it leaves open is an option: which gradient, and whether the guided one is
+    a constant.
 
     Args:
         weight: lambda. The paper has 7.5e-3 for ResNet-18, and 1e-3 for MobileNet-V2.

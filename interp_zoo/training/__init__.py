@@ -1,0 +1,1 @@
+"""What recipes/train.py is made of: losses, pictures, checkpoints."""
