@@ -77,6 +77,13 @@ class Data:
         return walked + [nameless(index) for index in self.chosen[len(walked) :]]
 
     @cached_property
+    def labels(self) -> list[int | None] | None:
+        """The label of each picture, None for none; None for all if they are not known without decoding."""
+        if self._source.labels is None or self.total is None:
+            return None
+        return [self._known_label(index) for index in range(self.total)]
+
+    @cached_property
     def labelled(self) -> bool:
         """Whether the pictures have labels: the first one tells, where they are not known without decoding."""
         if self._source.labels is not None:

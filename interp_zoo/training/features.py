@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from interp_zoo.evaluation.records import write_whole
 from interp_zoo.models import CAStream
-from interp_zoo.training.pictures import EvaluationPictures
+from interp_zoo.training.pictures import UNREADABLE, EvaluationPictures
 
 _DONE = "done.json"
 
@@ -78,7 +78,10 @@ class KeptMaps:
         with accelerator.split_between_processes(list(range(len(pictures)))) as mine:
             for start in range(0, len(mine), batch):
                 places = mine[start : start + batch]
-                x = torch.stack([pictures[place][0] for place in places]).to(self._device)
+                found_pictures = [pictures[place] for place in places]
+                if UNREADABLE in [label for _, label in found_pictures]:
+                    raise ValueError("`cache_features`: a picture cannot be read (see above): take it out of the data")
+                x = torch.stack([picture for picture, _ in found_pictures]).to(self._device)
                 with torch.no_grad(), accelerator.autocast():
                     for kept, found in zip(self._maps, model.maps(x), strict=True):
                         kept[places] = found.cpu()

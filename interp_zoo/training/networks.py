@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from interp_zoo.models import CAStream
@@ -91,6 +92,11 @@ def freeze_backbone(model: nn.Module, *, hold_last: bool = False) -> CAStream:
         blocks: Any = model.stream.blocks
         blocks[-1].proj.requires_grad_(False)
     return model
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """How weights and pictures are laid out."""
+    return torch.channels_last if channels_last else torch.preserve_format
 
 
 def check_trained(model: nn.Module) -> int:

@@ -18,13 +18,11 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 class Objective(Protocol):
-    """Gives the losses of one batch.
+    """Gives the losses of one batch."""
 
-    Attributes:
-        extra: what is added to the cross-entropy, or "".
-    """
-
-    extra: str
+    @property
+    def extra(self) -> str:
+        """What is added to the cross-entropy, or ""."""
 
     def __call__(
         self, network: Callable[..., Any], x: Any, target: Tensor, *, step: int, scale: float

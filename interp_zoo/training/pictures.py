@@ -26,11 +26,15 @@ Transform = Callable[[Image.Image], Tensor]
 UNREADABLE = -1  # the label of a picture that could not be read: it does not count
 
 
+def number(*numbers: int) -> int:
+    """A seed that depends on some numbers, unlike those of their neighbours."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 @contextmanager
-def drawing(*numbers: int) -> Iterator[None]:
-    """Seeds Python's, NumPy's and torch's random numbers by some numbers; afterwards all is as it was before."""
+def drawing(seed: int) -> Iterator[None]:
+    """Seeds Python's, NumPy's and torch's random numbers; afterwards all is as it was before."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
@@ -43,29 +47,29 @@ def drawing(*numbers: int) -> Iterator[None]:
 
 
 class TrainingPictures(Dataset[tuple[Tensor, int]]):
-    """Augmented pictures (channels, H, W) with their labels, by (epoch, index).
+    """Augmented pictures (channels, H, W) with their labels, by (epoch, place among the indices).
 
     A picture that cannot be decoded is told on stderr, and the next one stands in its place.
 
     Args:
         data: the pictures.
+        indices: which of them.
         transform: draws from Python's, NumPy's and torch's random numbers.
         seed: of the run.
     """
 
-    def __init__(self, data: Data, transform: Transform, seed: int) -> None:
-        self.data, self.transform, self.seed = data, transform, seed
+    def __init__(self, data: Data, indices: Sequence[int], transform: Transform, seed: int) -> None:
+        self.data, self.indices, self.transform, self.seed = data, indices, transform, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
-        total = self.data.total or 0
-        for place in range(index, index + total):
-            item = self.data.read(place % total)
+        epoch, place = key
+        for index in (*self.indices[place:], *self.indices[:place]):
+            item = self.data.read(index)
             if isinstance(item, Item):
-                with drawing(self.seed, epoch, index):
+                with drawing(number(self.seed, epoch, index)):
                     return self.transform(item.image), labelled(item)
             print(f"not read: {item.file}: {item.why}; the next picture stands in its place", file=sys.stderr)
-        raise ValueError("none of the pictures can be read")
+        raise ValueError("none of the pictures to train on can be read")
 
 
 class EvaluationPictures(Dataset[tuple[Tensor, int]]):
@@ -97,12 +101,12 @@ def labelled(item: Item) -> int:
 
 
 class Epochs(Sampler[tuple[int, int]]):
-    """The keys (epoch, index) of one epoch after another: all pictures in an order drawn from the seed.
+    """The keys (epoch, place) of one epoch after another: all pictures in an order drawn from the seed.
 
     Of an epoch's pictures, so many as fill whole steps are taken; which ones are left out is drawn anew each time.
 
     Args:
-        indices: the pictures.
+        total: how many pictures there are.
         step: how many of them one step of the optimiser takes, over all processes.
         seed: of the run.
 
@@ -110,14 +114,14 @@ class Epochs(Sampler[tuple[int, int]]):
         ValueError: if they do not fill one step.
     """
 
-    def __init__(self, indices: Sequence[int], step: int, seed: int) -> None:
-        if len(indices) < step:
+    def __init__(self, total: int, step: int, seed: int) -> None:
+        if total < step:
             raise ValueError(
-                f"`batch_size` times processes and `grad_accum_steps` is {step}, more than the {len(indices)} pictures "
-                "to train on: give a smaller one"
+                f"`batch_size` times `grad_accum_steps` times processes is {step}, more than the {total} pictures to "
+                "train on: give a smaller one"
             )
-        self.indices, self.step, self.seed = indices, step, seed
-        self.steps = len(indices) // step
+        self.total, self.step, self.seed = total, step, seed
+        self.steps = total // step
         self.start_at(0, 0)
 
     def start_at(self, epoch: int, steps: int) -> None:
@@ -128,17 +132,24 @@ class Epochs(Sampler[tuple[int, int]]):
         return (self.steps - self.done) * self.step
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.indices)
-        return ((self.epoch, int(index)) for index in order[self.done * self.step : self.steps * self.step])
+        places = np.random.default_rng([self.seed, self.epoch]).permutation(self.total).tolist()
+        return ((self.epoch, place) for place in places[self.done * self.step : self.steps * self.step])
 
 
-def hold_out(labels: Sequence[Any], share: float, seed: int) -> tuple[list[int], list[int]]:
+def evenly(indices: Sequence[int], number: int) -> list[int]:
+    """So many of the pictures, evenly spaced, or all of them."""
+    some = min(len(indices), number)
+    return [indices[i * len(indices) // some] for i in range(some)]
+
+
+def hold_out(labels: Sequence[Any], share: float) -> tuple[list[int], list[int]]:
     """Splits a data set in two: the indices to train on, and those that are held out, of each class the same share.
+
+    They are drawn, but always the same ones, so that runs of several seeds can be compared.
 
     Args:
         labels: the class of each picture.
         share: between 0 and 1.
-        seed: draws which ones.
 
     Raises:
         ValueError: if one part has no picture.
@@ -146,7 +157,7 @@ def hold_out(labels: Sequence[Any], share: float, seed: int) -> tuple[list[int],
     if not 0 < share < 1:
         raise ValueError(f"`hold_out` is {share}, but must be between 0 and 1, such as 0.1")
     classes: dict[Any, list[int]] = defaultdict(list)
-    for index in np.random.default_rng(seed).permutation(len(labels)).tolist():
+    for index in np.random.default_rng(0).permutation(len(labels)).tolist():
         classes[labels[index]].append(index)
     # Shares are rounded over all classes together, so that small ones do not all round to nothing.
     held: list[int] = []

@@ -52,7 +52,7 @@ def claim(folder: Path, arguments: Mapping[str, Any], facts: Mapping[str, Any], 
     strangers = [n for n in names if n not in _OWN and not (n.startswith(".") and n.endswith(".new"))]
     if strangers or (names and held is None and CHECKPOINTS in names):
         raise ValueError(f'`output` "{folder}" holds other files ({(strangers or names)[0]}): choose another folder')
-    if held is not None and not overwrite:
+    if held is not None and CHECKPOINTS in names and not overwrite:
         for key in sorted({*held, *wanted}):
             if held.get(key) != wanted.get(key):
                 raise ValueError(
@@ -82,17 +82,16 @@ class Journal:
     def __init__(self, folder: Path, columns: Sequence[str], *, writes: bool) -> None:
         self.folder, self.columns, self._writes = folder, list(columns), writes
         self._pending: list[tuple[int, int, float, Tensor]] = []
-        self.sums = [0.0, 0.0]  # of the losses of this epoch, and of their extras
-        self.counts = [0, 0]
+        self.sums = [0.0, 0, 0.0, 0]  # the losses of this epoch and how many, their extras and how many
 
-    def rewind(self, step: int, epoch: int, sums: Sequence[float] = (0.0, 0.0), counts: Sequence[int] = (0, 0)) -> None:
+    def rewind(self, step: int, epoch: int, sums: Sequence[float] | None) -> None:
         """Forgets what came after a checkpoint, and takes up its sums."""
-        self.sums, self.counts, self._pending = list(sums), list(counts), []
+        self.sums, self._pending = list(sums or self.sums), []
         if self._writes:
             _cut(self.folder / STEPS, ["step", "epoch", "lr", "loss", "extra"], step)
             _cut(self.folder / SUMMARY, self.columns, epoch)
 
-    def step(self, step: int, epoch: int, lr: float, loss: Tensor, extra: Tensor | None) -> None:
+    def step(self, step: int, epoch: int, lr: float, loss: Tensor, extra: Tensor | None = None) -> None:
         """Notes a step's cross-entropy and what was added to it, scalars that all processes share."""
         both = torch.stack([loss, loss.new_tensor(math.nan) if extra is None else extra])
         self._pending.append((step, epoch, lr, both.detach().float()))
@@ -114,17 +113,17 @@ class Journal:
                 raise FloatingPointError(f"the loss is {loss} in step {step} (epoch {epoch})")
             for i, value in enumerate((loss, extra)):
                 if not math.isnan(value):
-                    self.sums[i] += value
-                    self.counts[i] += 1
+                    self.sums[2 * i] += value
+                    self.sums[2 * i + 1] += 1
         self._pending = []
         self._write(STEPS, lines)
         return float(values[-1][0])
 
     def means(self) -> tuple[float | None, float | None]:
         """The mean loss of this epoch, and that of its extras (of the steps that had one); a new epoch begins."""
-        loss, extra = (s / n if n else None for s, n in zip(self.sums, self.counts, strict=True))
-        self.sums, self.counts = [0.0, 0.0], [0, 0]
-        return loss, extra
+        losses, steps, extras, some = self.sums
+        self.sums = [0.0, 0, 0.0, 0]
+        return losses / steps if steps else None, extras / some if some else None
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Adds a line to summary.csv."""

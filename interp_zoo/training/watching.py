@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -69,7 +70,9 @@ def recognition_by_gradcam(
         items = [item for item in map(data.read, mine) if isinstance(item, Item)]
         for start in range(0, len(items), batch_size):
             some = items[start : start + batch_size]
-            exp = explainer([item.image for item in some], target=[labelled(item) for item in some])
+            with warnings.catch_warnings():  # blank maps are what early epochs give
+                warnings.simplefilter("ignore", UserWarning)
+                exp = explainer([item.image for item in some], target=[labelled(item) for item in some])
             for metric in metrics.values():
-                metric.update(exp.probability, exp.masked_probability)
+                metric.update(exp.probability.to(metric.device), exp.masked_probability.to(metric.device))
     return {name: float(metric.compute()) for name, metric in metrics.items()}
