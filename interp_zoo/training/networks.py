@@ -73,7 +73,7 @@ def adapt(model: nn.Module, **facts: Any) -> None:
 
 
 def freeze_backbone(model: nn.Module, *, hold_last: bool = False) -> CAStream:
-    """Freezes a CA-Stream's backbone; its classifier, too, unless that is new.
+    """Freezes a CA-Stream's backbone; its classifier, too, unless that is new, for other classes than its weights had.
 
     Args:
         model: the network.
@@ -88,6 +88,9 @@ def freeze_backbone(model: nn.Module, *, hold_last: bool = False) -> CAStream:
             'begins with "ca_"'
         )
     model.freeze_backbone()
+    cfg: Any = model.pretrained_cfg
+    if cfg["num_classes"] != model.num_classes:
+        model.get_classifier().requires_grad_()
     if hold_last:
         blocks: Any = model.stream.blocks
         blocks[-1].proj.requires_grad_(False)

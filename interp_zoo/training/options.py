@@ -132,6 +132,10 @@ def check_flags(args: argparse.Namespace) -> None:
     for name in ("hold_last", "distill", "cache_features"):
         if getattr(args, name) and not args.freeze_backbone:
             raise ValueError(f"`{name}` is for a stream on a frozen backbone: give --freeze-backbone, too")
+    if args.freeze_backbone and not (args.backbone_pretrained or args.pretrained or args.initial_checkpoint):
+        raise ValueError(
+            "`freeze_backbone` needs a trained one: give --backbone-pretrained (timm's weights, or local-dir:RUN/best)"
+        )
     if args.penalty and args.freeze_backbone:
         raise ValueError("`penalty` draws the network's gradients, but `freeze_backbone` leaves most of it: give one")
     if args.cache_features and not (args.no_aug and not args.mixup and not args.cutmix):
