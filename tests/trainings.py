@@ -1,0 +1,95 @@
+"""Running recipes/train.py in a test: its data, its arguments, what it wrote."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from conftest import texture
+from safetensors.torch import load_file
+from torch import Tensor
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "train.py"
+
+
+def make_folder(folder: Path, classes: int = 4, train: int = 6, validation: int = 3) -> Path:
+    """Class folders of 40 x 50 pixels; the classes differ in brightness, so that they can be learned."""
+    for split, number in (("train", train), ("validation", validation)):
+        for c in range(classes):
+            place = folder / split / f"class_{c}"
+            place.mkdir(parents=True)
+            for i in range(number):
+                picture = texture((40, 50), seed=1000 * c + i + 500 * (split == "validation"))
+                picture.point(lambda v, c=c: v // (1 + c)).save(place / f"{i}.png")
+    return folder
+
+
+def arguments(folder: Path, output: Path, *more: str, model: str = "test_resnet", batch: int = 4) -> list[str]:
+    """A run of two epochs, of which every step is written down. A flag that is given again counts."""
+    data = ["--data-dir", str(folder), "--output", str(output), "--workers", "0"]
+    short = ["--epochs", "2", "--batch-size", str(batch), "--warmup-epochs", "0", "--lr", "0.01", "--log-interval", "1"]
+    return ["--model", model, *data, *short, "--img-size", "64", *more]
+
+
+def load_recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_recipe", RECIPE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_recipe"] = module  # where its dataclass looks for its types
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(argv: list[str]) -> None:
+    """Runs the recipe in this process."""
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+    load_recipe().main(argv)
+
+
+def launch(argv: list[str], processes: int = 1, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """Starts the recipe in a process of its own, or with torchrun in several; its output goes to `stdout`."""
+    several = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    return subprocess.Popen(
+        [sys.executable, *several, str(RECIPE), *argv],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that all of it can be killed
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    """Waits for a launch that is to go well, and returns what it said."""
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    return said
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    """A CSV file's lines."""
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def losses(output: Path) -> list[float]:
+    """The loss of each step."""
+    return [float(row["loss"]) for row in table(output / "steps.csv")]
+
+
+def weights(output: Path, which: str = "last") -> dict[str, Tensor]:
+    return load_file(output / which / "model.safetensors")
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether weights are equal, bit for bit."""
+    return a.keys() == b.keys() and all(bool((a[name] == b[name]).all()) for name in a)
