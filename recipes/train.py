@@ -20,7 +20,7 @@ from typing import Any
 import timm
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, InitProcessGroupKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from rich.console import Console
 from timm.data import Mixup, create_transform, resolve_data_config
 from timm.optim import create_optimizer_v2, optimizer_kwargs
@@ -72,7 +72,6 @@ def make_model(args: argparse.Namespace, data: Splits, accelerator: Accelerator)
         model: Any = networks.make_network(
             args.model,
             classes=args.num_classes or data.classes,
-            class_names=data.train.class_names,
             pretrained=args.pretrained,
             initial_checkpoint=args.initial_checkpoint,
             backbone_pretrained=args.backbone_pretrained,
@@ -81,12 +80,13 @@ def make_model(args: argparse.Namespace, data: Splits, accelerator: Accelerator)
     for part in (data.train, data.val):
         part.check_labels(model.num_classes)
     config = resolve_data_config(vars(args), model=model)
-    networks.adapt(model, **config)
     if args.penalty:
         check_activations(model)
     if args.freeze_backbone:
         networks.freeze_backbone(model, hold_last=args.hold_last)
     networks.check_trained(model)
+    networks.name_classes(model, data.train.class_names or ())
+    networks.adapt(model, **config, num_classes=model.num_classes)
     return model.to(accelerator.device, memory_format=networks.memory_format(args.channels_last)), config
 
 
@@ -117,6 +117,7 @@ def assemble(args: argparse.Namespace, accelerator: Accelerator) -> Training:
     step = args.batch_size * args.grad_accum_steps * accelerator.num_processes
     order = pictures.Epochs(len(data.train_indices), step, args.seed)
     model, config = make_model(args, data, accelerator)
+    transform = augmentation(args, config)
 
     ema = ModelEmaV3(model, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None
     optimizer = create_optimizer_v2(model, **optimizer_kwargs(args))
@@ -126,7 +127,7 @@ def assemble(args: argparse.Namespace, accelerator: Accelerator) -> Training:
         runs.claim(args.output, vars(args), facts, overwrite=args.overwrite)
     accelerator.wait_for_everyone()
 
-    transform, kept = augmentation(args, config), None
+    kept = None
     train: Any = pictures.TrainingPictures(data.train, data.train_indices, transform, args.seed)
     if args.cache_features:
         still = pictures.EvaluationPictures(data.train, data.train_indices, transform)
@@ -225,7 +226,6 @@ def measure(t: Training, at: dict[str, Any], row: dict[str, Any], command: str) 
 
 def run(args: argparse.Namespace, accelerator: Accelerator, console: Console) -> None:
     """Trains from the start, or from where it was."""
-    check_flags(args)
     t = assemble(args, accelerator)
     columns = ["epoch", "step", "lr", "loss", t.objective.extra or "extra", "seconds"]
     columns += [f"eval{which}_{what}" for which in t.watched for what in ("top-1", "top-5", "loss")]
@@ -237,8 +237,9 @@ def run(args: argparse.Namespace, accelerator: Accelerator, console: Console) ->
     at = checkpoints.load(accelerator, average) or {"step": 0, "epoch": 0, "done": 0, "best": {}, "backbone": None}
     journal.rewind(at["step"], at["epoch"], at.get("sums"))
     accelerator.wait_for_everyone()
-    for past in journal.rows():  # the plateau's schedule remembers what it was told
-        t.scheduler.step(int(past["epoch"]), float(past["eval_top-1"]))
+    if at["epoch"] >= args.epochs:
+        console.print(f"all {args.epochs} epochs are done in {args.output}", markup=False)
+        return
     if at["step"]:
         console.print(f"going on in {args.output} after step {at['step']:,}, epoch {at['epoch']}", markup=False)
     elif args.freeze_backbone:
@@ -258,7 +259,7 @@ def run(args: argparse.Namespace, accelerator: Accelerator, console: Console) ->
         row = dict(zip(columns, (at["epoch"], at["step"], rate, *journal.means()), strict=False))
         row |= {"seconds": round(time.monotonic() - began, 1), "backbone_top-1": at["backbone"]}
         measure(t, at, row, command)
-        t.scheduler.step(at["epoch"], row["eval_top-1"])
+        t.scheduler.step(at["epoch"])
         journal.epoch(row)
         save()
         accelerator.log({k: v for k, v in row.items() if isinstance(v, float)}, step=at["step"])
@@ -272,13 +273,14 @@ def main(argv: list[str] | None = None) -> None:
     rank, failed = "", None
     try:
         args = training_flags(CONFIGS, (__doc__ or "").partition("\n")[0]).parse(argv or sys.argv[1:])
+        check_flags(args)
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else accelerate takes torchrun's processes for lonely ones
             mixed_precision=args.amp,
             gradient_accumulation_steps=args.grad_accum_steps,
             dataloader_config=DataLoaderConfiguration(even_batches=False),  # each picture is measured once
             log_with=args.log_with or None,
-            project_dir=args.output,
+            project_config=ProjectConfiguration(logging_dir=args.output and str(args.output / runs.LOGS)),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
         )
         rank = "" if accelerator.is_main_process else f" in process {accelerator.process_index}"

@@ -18,7 +18,6 @@ def make_network(
     name: str,
     *,
     classes: int | None,
-    class_names: Sequence[str] | None = None,
     pretrained: bool = False,
     initial_checkpoint: str | None = None,
     backbone_pretrained: bool | str = False,
@@ -29,7 +28,6 @@ def make_network(
     Args:
         name: as `timm.create_model` takes it.
         classes: how many it has; None for its own.
-        class_names: their names; they go into the model's cfg, and with its weights from then on.
         pretrained: whether it starts from its pretrained weights; with another number of classes its head is new.
         initial_checkpoint: a safetensors file that it starts from.
         backbone_pretrained: for CA-Streams, see `interp_zoo.models`.
@@ -44,32 +42,39 @@ def make_network(
     if sum(starts) > 1:
         raise ValueError("`pretrained`, `initial_checkpoint` and `backbone_pretrained` exclude each other: give one")
     kwargs |= {} if classes is None else {"num_classes": classes}
-    model: Any
-    if initial_checkpoint:
-        model = create(name, checkpoint=initial_checkpoint, **kwargs)
-        if classes not in (None, model.num_classes):
-            raise ValueError(
-                f'`initial_checkpoint` "{initial_checkpoint}" has {model.num_classes} classes, but the data has '
-                f"{classes}: give a checkpoint of these, or --pretrained for timm's weights under a new head"
-            )
-    elif pretrained:
-        model = create(name, **kwargs)
-    else:
-        _check_taken(name, backbone_pretrained)
-        kwargs |= {"backbone_pretrained": backbone_pretrained} if backbone_pretrained else {}
-        model = timm.create_model(name, pretrained=False, **kwargs)
-    if class_names and not _are_wnids(class_names) and list(class_names) != list(_names(model)):
-        adapt(model, label_names=tuple(class_names), label_descriptions=None)
+    if backbone_pretrained and not name.startswith("ca_"):
+        raise ValueError(f'`backbone_pretrained` is for CA-Streams, but the model is "{name}": give --pretrained')
+    kwargs |= {"backbone_pretrained": backbone_pretrained} if backbone_pretrained else {}
+    try:
+        if pretrained or initial_checkpoint:
+            model: Any = create(name, checkpoint=initial_checkpoint, **kwargs)
+        else:
+            model = timm.create_model(name, pretrained=False, **kwargs)
+    except TypeError as error:
+        raise ValueError(f'"{name}" does not take all of `model_kwargs`: {error}') from error
+    if classes not in (None, model.num_classes):
+        raise ValueError(
+            f'`initial_checkpoint` "{initial_checkpoint}" has {model.num_classes} classes, but the data has '
+            f"{classes}: give a checkpoint of these, or --pretrained for timm's weights under a new head"
+        )
     network: nn.Module = model
     return network
 
 
+def name_classes(model: nn.Module, names: Sequence[str]) -> None:
+    """Writes its classes' names into a model's cfg, with which they go along from then on.
+
+    Names of ImageNet's folders are left out: timm knows better ones.
+    """
+    cfg: Any = model.pretrained_cfg
+    if list(names) != list(cfg.get("label_names") or ()) and not all(re.fullmatch(r"n\d{8}", n) for n in names):
+        adapt(model, label_names=tuple(names), label_descriptions=None)
+
+
 def adapt(model: nn.Module, **facts: Any) -> None:
     """Writes facts into a model's cfg, which goes with its weights."""
-    cfg: Any = model.pretrained_cfg
-    cfg |= facts
-    if getattr(model, "default_cfg", cfg) is not cfg:
-        model.default_cfg = cfg
+    any_model: Any = model
+    any_model.pretrained_cfg = any_model.default_cfg = {**any_model.pretrained_cfg, **facts}
 
 
 def freeze_backbone(model: nn.Module, *, hold_last: bool = False) -> CAStream:
@@ -112,17 +117,3 @@ def check_trained(model: nn.Module) -> int:
     if not number:
         raise ValueError(f"`model` is a {type(model).__name__} of which everything is frozen: nothing is to be trained")
     return number
-
-
-def _check_taken(name: str, backbone_pretrained: bool | str) -> None:
-    if backbone_pretrained and not name.startswith("ca_"):
-        raise ValueError(f'`backbone_pretrained` is for CA-Streams, but the model is "{name}": give --pretrained')
-
-
-def _names(model: Any) -> Sequence[str]:
-    return model.pretrained_cfg.get("label_names") or ()
-
-
-def _are_wnids(names: Sequence[str]) -> bool:
-    """Whether classes are named as ImageNet's folders are, of which more is known than that."""
-    return all(re.fullmatch(r"n\d{8}", name) for name in names)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
+from timm.optim import list_optimizers
 from timm.utils import ParseKwargs
 
 from interp_zoo.training.flags import Flags
 from interp_zoo.training.gradients import ERRORS
+from interp_zoo.words import nearest
 
 SWITCH = argparse.BooleanOptionalAction
 
@@ -67,7 +71,7 @@ def training_flags(configs: Path, description: str) -> Flags:
     add("--clip-grad", type=float, help="(none)")
     add("--clip-mode", default="norm", choices=["norm", "value"], help="(norm)")
     add("--epochs", type=int, default=300, help="(300)")
-    add("--sched", default="cosine", help="timm's schedule (cosine)")
+    add("--sched", default="cosine", choices=["cosine", "tanh", "poly", "step", "multistep"], help="(cosine)")
     add("--sched-on-updates", action=SWITCH, default=False, help="change the rate at every step, not epoch (no)")
     add("--lr", type=float, default=0.05, help="learning rate (0.05)")
     add("--min-lr", type=float, default=0.0, help="(0)")
@@ -78,7 +82,6 @@ def training_flags(configs: Path, description: str) -> Flags:
     add("--decay-epochs", type=float, default=90, help="of step (90)")
     add("--decay-rate", type=float, default=0.1, help="(0.1)")
     add("--cooldown-epochs", type=int, default=0, help="(0)")
-    add("--patience-epochs", type=int, default=10, help="of plateau (10)")
 
     add("--no-aug", action="store_true", help="no augmentation at all")
     add("--train-crop-mode", choices=["rrc", "rkrc", "rkrr"], help="timm's (rrc: a random resized crop)")
@@ -115,7 +118,8 @@ def training_flags(configs: Path, description: str) -> Flags:
     add("--workers", "-j", type=int, default=4, help="that load pictures, a process (4)")
     add("--checkpoint-minutes", type=float, default=10, help="minutes between checkpoints within an epoch (10)")
     add("--log-interval", type=int, default=50, help="steps (50)")
-    add("--log-with", nargs="+", default=[], help="accelerate's trackers: tensorboard, wandb, ... (none)")
+    trackers = [kind.value for kind in LoggerType if kind != LoggerType.ALL]
+    add("--log-with", nargs="+", default=[], choices=trackers, help="accelerate's trackers (none)")
     add("--eval-explain", type=int, default=0, help="pictures on which Grad-CAM's AD, AG, AI are measured (0)")
     add("--eval-explain-interval", type=int, help="epochs from one such measurement to the next (a fifth of them)")
     return parser
@@ -129,6 +133,12 @@ def check_flags(args: argparse.Namespace) -> None:
     for name in ("batch_size", "grad_accum_steps", "epochs", "log_interval", "model_ema_every"):
         if getattr(args, name) < 1:
             raise ValueError(f"`{name}` is {getattr(args, name)}, but must be at least 1")
+    if missing := sorted({*args.log_with} - {tracker.value for tracker in get_available_trackers()}):
+        raise ImportError(f"`log_with` {missing[0]} needs its package, which is not installed")
+    own = [str(name) for name in list_optimizers()]
+    known = [*own, *(f"lookahead_{name}" for name in own)]
+    if args.opt.lower() not in known:
+        raise ValueError(f'`opt` "{args.opt}" is unknown to timm{nearest(args.opt.lower(), known)}')
     for name in ("hold_last", "distill", "cache_features"):
         if getattr(args, name) and not args.freeze_backbone:
             raise ValueError(f"`{name}` is for a stream on a frozen backbone: give --freeze-backbone, too")

@@ -179,10 +179,19 @@ def training_transform(config: dict[str, Any], *, crop_padding: int | None, rota
         crop_padding: in place of timm's random resized crop, pad the picture by so many pixels and crop it at random.
         rotation: by up to so many degrees either way.
         timm: as for `timm.data.create_transform`.
+
+    Raises:
+        ValueError: if timm does not know an `auto_augment`.
     """
     size, interpolation = config["input_size"], timm.pop("interpolation") or config["interpolation"]
     mean_std = {key: config[key] for key in ("mean", "std")}
-    made = create_transform(size, is_training=True, interpolation=interpolation, **mean_std, **timm)
+    try:
+        made = create_transform(size, is_training=True, interpolation=interpolation, **mean_std, **timm)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(
+            f'`aa` is "{timm.get("auto_augment")}", of which timm makes no augmentation ({type(error).__name__} '
+            f'{error}): give one such as "rand-m9-mstd0.5"'
+        ) from error
     steps: list[Any] = list(made.transforms)
     if crop_padding is not None:
         steps[:1] = [transforms.Resize(min(size[-2:])), transforms.RandomCrop(size[-2:], padding=crop_padding)]

@@ -19,8 +19,8 @@ from interp_zoo.hub import write_weights
 ARGUMENTS = "args.yaml"
 IDENTITY = "run.json"
 STEPS, SUMMARY = "steps.csv", "summary.csv"
-CHECKPOINTS, FEATURES = "checkpoints", "features"
-_OWN = (ARGUMENTS, IDENTITY, STEPS, SUMMARY, CHECKPOINTS, FEATURES, "best", "last", "best_ema", "last_ema", "logs")
+CHECKPOINTS, FEATURES, LOGS = "checkpoints", "features", "logs"
+_OWN = (ARGUMENTS, IDENTITY, STEPS, SUMMARY, CHECKPOINTS, FEATURES, "best", "last", "best_ema", "last_ema", LOGS)
 # How a run is watched and where it runs, which another command may change when it goes on.
 _FREE = {
     *("output", "overwrite", "config", "data_dir", "workers", "validation_batch_size", "batch_size"),
@@ -64,7 +64,9 @@ def claim(folder: Path, arguments: Mapping[str, Any], facts: Mapping[str, Any], 
         _delete(folder / name)
     folder.mkdir(parents=True, exist_ok=True)
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in arguments.items()}
-    write_whole(folder / ARGUMENTS, yaml.safe_dump({k: v for k, v in plain.items() if v is not None}, sort_keys=False))
+    write_whole(
+        folder / ARGUMENTS, yaml.safe_dump({k: v for k, v in plain.items() if v not in (None, [], {})}, sort_keys=False)
+    )
     write_whole(file, json.dumps(wanted, indent=1))
 
 
@@ -128,11 +130,6 @@ class Journal:
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Adds a line to summary.csv."""
         self._write(SUMMARY, [["" if row.get(c) is None else row[c] for c in self.columns]])
-
-    def rows(self) -> list[dict[str, str]]:
-        """The lines of summary.csv."""
-        with (self.folder / SUMMARY).open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
 
     def _write(self, name: str, lines: Sequence[Sequence[Any]]) -> None:
         if self._writes:

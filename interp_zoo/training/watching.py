@@ -47,7 +47,9 @@ def accuracy(
             loss.update(each)
             for metric in hits.values():
                 metric.update(logits.float(), labels)
-    return {"loss": float(loss.compute())} | {name: 100 * float(metric.compute()) for name, metric in hits.items()}
+    return {"loss": float(loss.compute())} | {
+        name: round(100 * float(metric.compute()), 4) for name, metric in hits.items()
+    }
 
 
 def recognition_by_gradcam(
