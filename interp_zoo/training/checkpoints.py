@@ -74,6 +74,7 @@ class Checkpoints:
         if latest is None:
             return None
         accelerator.load_state(str(latest))
+        accelerator.step = 0  # passes since a whole step, of which the run that goes on may make more or fewer
         if average is not None:
             average.load_state_dict(load_file(latest / _AVERAGE))
         progress: dict[str, Any] = json.loads((latest / _PROGRESS).read_text(encoding="utf-8"))

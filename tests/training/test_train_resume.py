@@ -9,9 +9,12 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from trainings import arguments, finished, launch, losses, main, make_folder, same, table, weights
+
+from interp_zoo.training.runs import Journal
 
 pytestmark = pytest.mark.xdist_group("train_resume")
 
@@ -70,11 +73,23 @@ def test_killed_and_started_again_on_two_processes(folder: Path, tmp_path: Path)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_other_ways_of_running_go_on(folder: Path, tmp_path: Path) -> None:
-    """The same steps, in half as large forward passes, and with other ways of watching."""
+def test_interrupted_and_gone_on_in_another_way(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same steps, in half as large forward passes, and watched differently."""
     main(arguments(folder, tmp_path / "whole", model="test_vit"))
-    stopped = arguments(folder, tmp_path / "run", *OFTEN, model="test_vit")
-    kill_after(launch(stopped), tmp_path / "run", 3)
+    note = Journal.step
+
+    def interrupted(journal: Journal, step: int, *args: Any) -> None:
+        if step == 4:  # the checkpoint is of an odd step
+            raise KeyboardInterrupt
+        note(journal, step, *args)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(Journal, "step", interrupted)
+        main(arguments(folder, tmp_path / "run", *OFTEN, model="test_vit"))
+    assert capsys.readouterr().err == "interrupted: the same command goes on from the last checkpoint\n"
+    assert len(losses(tmp_path / "run")) == 3
     more = ("--grad-accum-steps", "2", "--log-interval", "5", "--workers", "1", "--checkpoint-minutes", "3")
     main(arguments(folder, tmp_path / "run", *more, model="test_vit", batch=2))
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
