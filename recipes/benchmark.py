@@ -113,7 +113,6 @@ def main() -> None:
         "processes": lambda: [race_processes(model, args.model, pictures, args.launches)],
         "stream": lambda: training.race_stream(args.train_batch, args.repetitions),
         "penalty": lambda: training.race_penalty(args.train_batch, args.repetitions),
-        "spared": lambda: training.race_spared(args.train_batch, args.repetitions),
         "loading": lambda: training.race_loading(args.train_batch, args.repetitions),
     }
     wanted = args.races.split(",") if args.races else list(races)

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
+
+from interp_zoo.benchmarking import training
+from interp_zoo.benchmarking.measuring import Row, Times, make_model
+from interp_zoo.training.gradients import Penalty
+from interp_zoo.training.networks import freeze_backbone
+from interp_zoo.training.objectives import InterpretableGradients, Plain, StreamTraining
 
 pytestmark = pytest.mark.xdist_group("benchmark")  # its fixtures take long: one worker makes them
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "benchmark.py"
 TINY = "--model test_resnet --size 64 --batch 2 --repetitions 1 --processes 1 --threads 1 --pictures 2 --launches 1"
+TINY += " --train-batch 2"
+TIME = ("x its time",)
 # What is raced against what, the unit of the ratio, the goal, and whether maps are compared.
 ROWS = [
     ("import interp_zoo", "import timm", "s more", "at most 0.3", False),
@@ -28,6 +43,32 @@ ROWS = [
     ("Insertion and deletion, 2 pictures", "36 forward passes", "x as fast", "at least 0.9", False),
     ("ROAD, 2 pictures", "grad-cam's ROADMostRelevantFirstAverage", "x as fast", "at least 3", True),
     ("evaluate.py, 2 pictures, 2 processes", "1 process", "x as fast", "at least 1.6", False),
+    *(
+        (
+            f"Step of {name}, 2 pictures of {size}",
+            "backbone's forward, stream's two passes",
+            *TIME,
+            "at most 1.15",
+            False,
+        )
+        for name, size in (("ca_resnet18", "224 x 224"), ("ca_resnet18_cifar", "32 x 32"))
+    ),
+    *(
+        (f"{what.format(f'{name}, {precision}, 2 pictures of 32 x 32')}", f"{against}", *TIME, goal, False)
+        for name, precision in itertools.product(("resnet18_cifar", "mobilenetv2_cifar"), ("float32", "bf16 autocast"))
+        for what, against, goal in (
+            ("Penalised step of {}", "plain step", "at most 5"),
+            ("4 steps of {}, 1 penalised", "4 plain steps", "at most 2.2"),
+        )
+    ),
+    (
+        "Waiting for 2 pictures of textures, 1 worker",
+        "step of resnet18_cifar, bf16 autocast",
+        *TIME,
+        "at most 0.1",
+        False,
+    ),
+    ("Making 2 pictures of textures without a worker", "the same step", *TIME, "", False),
 ]
 
 
@@ -35,8 +76,8 @@ ROWS = [
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("benchmark") / "benchmark.md"
     command = [sys.executable, str(RECIPE), *TINY.split(), "--output", str(file)]
-    wide = os.environ | {"COLUMNS": "160"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=wide)
+    wide = {key: value for key, value in os.environ.items() if key != "INTERP_ZOO_DATA"} | {"COLUMNS": "160"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=wide)
     assert done.returncode == 0, done.stderr
     assert "Score-CAM" in done.stdout
     return file.read_text(encoding="utf-8")
@@ -70,4 +111,94 @@ def test_an_unknown_race_is_told() -> None:
     command = [sys.executable, str(RECIPE), *TINY.split(), "--races", "import,hurdles"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "--races has hurdles, but must be some of import, gradcam, masks, metrics, processes" in done.stderr
+    assert (
+        "--races has hurdles, but must be some of import, gradcam, masks, metrics, processes, stream, penalty, loading"
+        in done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "goal", "difference", "told"),
+    [
+        ("x its time", None, None, ("1.5 x its time", "", "", "")),
+        ("x its time", 1.5, None, ("1.5 x its time", "at most 1.5", "yes", "")),
+        ("x its time", 1.15, None, ("1.5 x its time", "at most 1.15", "no", "")),
+        ("x as fast", 0.6, 1e-4, ("0.667 x as fast", "at least 0.6", "yes", "1.0e-04")),
+        ("x as fast", 0.9, 1e-4, ("0.667 x as fast", "at least 0.9", "no", "1.0e-04")),
+        ("x as fast", 0.6, 0.2, ("0.667 x as fast", "at least 0.6", "other maps", "2.0e-01")),
+        ("s more", 0.3, None, ("0.1 s more", "at most 0.3", "yes", "")),
+    ],
+)
+def test_a_row_tells_its_medians_and_whether_the_goal_is_met(
+    kind: Any, goal: float | None, difference: float | None, told: tuple[str, ...]
+) -> None:
+    row = Row("we", Times([0.3, 9.0, 0.0123]), "they", Times([0.1, 0.2, 0.4]), kind, goal, difference)
+    assert row.cells() == ("we", "300 (12.3 to 9000)", "they", "200 (100 to 400)", *told)
+
+
+def stream() -> tuple[Any, Tensor, Tensor]:
+    model = freeze_backbone(make_model("ca_resnet18_cifar")).train()
+    return model, *training._batch(model, 2)
+
+
+def test_a_step_trains_the_stream_and_its_parts_train_nothing() -> None:
+    model, x, y = stream()
+    before = copy.deepcopy(model.state_dict())
+    training._parts(model, x, y)()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    training.Steps(StreamTraining(model), Plain(nn.CrossEntropyLoss()))(x, y)
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(before[key], value)}
+    assert moved
+    assert all(key.startswith("stream.") for key in moved)
+
+
+def test_the_parts_are_the_step_without_the_optimiser() -> None:
+    model, x, y = stream()
+    found: Any = training._parts(model, x, y)()
+    loss = nn.functional.cross_entropy(StreamTraining(model)(x), y)
+    trained = list(model.stream.parameters())
+    assert len(found) == len(trained)
+    for ours, theirs in zip(found, torch.autograd.grad(loss, trained), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_steps_are_penalised_as_asked_in_the_precision_that_is_asked(dtype: torch.dtype) -> None:
+    model: Any = make_model("test_resnet").train()
+    objective = InterpretableGradients(nn.CrossEntropyLoss(), Penalty(0.1, every=4))
+    steps, seen = training.Steps(model, objective, dtype), []
+    model.layer1.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    x, y = training._batch(model, 2)
+    penalised = [steps(x, y) is not None for _ in range(5)]
+    assert penalised == [True, False, False, False, True]
+    assert set(seen) == {dtype}
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_waiting_is_what_the_loader_takes_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def pass_time(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def load() -> Iterator[tuple[Tensor, Tensor]]:
+        for i in itertools.count():
+            pass_time(100.0 if i == 0 else 0.25)  # the worker starts
+            yield torch.zeros(1), torch.zeros(1)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    waited, whole = training.waits(load(), lambda x, y: pass_time(2.0), repetitions=3)
+    assert waited.seconds == [0.5] * 3
+    assert whole.seconds == [4.5] * 3
+
+
+def test_pictures_are_cut_as_they_are_for_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("INTERP_ZOO_DATA", raising=False)
+    data, kind = training._pictures(tmp_path)
+    assert kind == "textures"
+    assert len(data.chosen) == training.MADE
+    x, y = next(training._batches(data, make_model("resnet18_cifar"), 3, workers=0))
+    assert x.shape == (3, 3, 32, 32)
+    assert y.shape == (3,)

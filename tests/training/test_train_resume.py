@@ -85,9 +85,10 @@ def test_interrupted_and_gone_on_in_another_way(
             raise KeyboardInterrupt
         note(journal, step, *args)
 
-    with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(Journal, "step", interrupted)
+    monkeypatch.setattr(Journal, "step", interrupted)
+    with pytest.raises(SystemExit):
         main(arguments(folder, tmp_path / "run", *OFTEN, model="test_vit"))
+    monkeypatch.undo()
     assert capsys.readouterr().err == "interrupted: the same command goes on from the last checkpoint\n"
     assert len(losses(tmp_path / "run")) == 3
     more = ("--grad-accum-steps", "2", "--log-interval", "5", "--workers", "1", "--checkpoint-minutes", "3")
