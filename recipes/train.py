@@ -83,7 +83,7 @@ def make_model(args: argparse.Namespace, data: Splits, accelerator: Accelerator)
     if args.penalty:
         check_activations(model)
     if args.freeze_backbone:
-        networks.freeze_backbone(model, hold_last=args.hold_last)
+        networks.freeze_backbone(model, hold_last=args.hold_last, distilled=bool(args.distill))
     networks.check_trained(model)
     networks.name_classes(model, data.train.class_names or ())
     networks.adapt(model, **config, num_classes=model.num_classes)

@@ -41,7 +41,9 @@ class KeptMaps:
             maps = model.eval().maps(pictures[0][0][None].to(self._device))
         self._shapes, self._types = [a.shape[1:] for a in maps], [a.dtype for a in maps]
         self._folder, self._pictures = folder, len(pictures)
-        told = json.dumps([identity, [[*map(int, s)] for s in self._shapes], [str(t) for t in self._types]])
+        told = json.dumps(
+            [identity, self._pictures, [[*map(int, s)] for s in self._shapes], [str(t) for t in self._types]]
+        )
         done = (folder / _DONE).is_file() and (folder / _DONE).read_text(encoding="utf-8") == told
         accelerator.wait_for_everyone()
         if not done and accelerator.is_main_process:

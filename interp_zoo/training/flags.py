@@ -88,9 +88,15 @@ def _as_flags(action: argparse.Action, value: Any) -> list[str]:
     if isinstance(value, bool):
         if isinstance(action, argparse.BooleanOptionalAction):
             return [flag if value else flag.replace("--", "--no-", 1)]
+        if not value and "no" in (action.choices or ()):
+            return [f"{flag}=no"]  # which YAML takes for false
+        if not value and action.nargs not in (0, "?"):
+            raise ValueError(f"`{action.dest}` is false, but takes a value: give one, or leave it out")
         return [flag] if value else []
     if isinstance(value, dict):
         return [flag, *(f"{key}={part}" for key, part in value.items())]
+    if isinstance(value, list) and action.nargs is None:
+        raise ValueError(f"`{action.dest}` is the list {value}, but takes one value")
     if isinstance(value, list):
         return [flag, *map(str, value)]
     return [f"{flag}={value}"]

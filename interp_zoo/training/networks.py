@@ -57,6 +57,8 @@ def make_network(
             f'`initial_checkpoint` "{initial_checkpoint}" has {model.num_classes} classes, but the data has '
             f"{classes}: give a checkpoint of these, or --pretrained for timm's weights under a new head"
         )
+    if initial_checkpoint:
+        adapt(model, num_classes=model.num_classes)  # what its classifier was trained on
     network: nn.Module = model
     return network
 
@@ -77,15 +79,16 @@ def adapt(model: nn.Module, **facts: Any) -> None:
     any_model.pretrained_cfg = any_model.default_cfg = {**any_model.pretrained_cfg, **facts}
 
 
-def freeze_backbone(model: nn.Module, *, hold_last: bool = False) -> CAStream:
+def freeze_backbone(model: nn.Module, *, hold_last: bool = False, distilled: bool = False) -> CAStream:
     """Freezes a CA-Stream's backbone; its classifier, too, unless that is new, for other classes than its weights had.
 
     Args:
         model: the network.
         hold_last: whether the last W is held as well, which over-fits first where pictures are few.
+        distilled: whether the stream learns from the backbone's predictions.
 
     Raises:
-        ValueError: if the model is no CA-Stream.
+        ValueError: if the model is no CA-Stream, or is to learn from a classifier that is new.
     """
     if not isinstance(model, CAStream):
         raise ValueError(
@@ -95,6 +98,11 @@ def freeze_backbone(model: nn.Module, *, hold_last: bool = False) -> CAStream:
     model.freeze_backbone()
     cfg: Any = model.pretrained_cfg
     if cfg["num_classes"] != model.num_classes:
+        if distilled:
+            raise ValueError(
+                f"`distill` needs a backbone that knows the data's {model.num_classes} classes, but this one has "
+                f"learned {cfg['num_classes']} others: fine-tune it first"
+            )
         model.get_classifier().requires_grad_()
     if hold_last:
         blocks: Any = model.stream.blocks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
@@ -15,6 +16,17 @@ from interp_zoo.training.gradients import ERRORS
 from interp_zoo.words import nearest
 
 SWITCH = argparse.BooleanOptionalAction
+
+
+class Keywords(ParseKwargs):
+    """timm's name=value pairs, with an error for what is none."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Refuses what has no "="."""
+        for value in values:
+            if "=" not in value:
+                raise ValueError(f'argument {option_string}: "{value}" must be name=value, such as drop_rate=0.1')
+        super().__call__(parser, namespace, values, option_string)  # type: ignore[no-untyped-call]
 
 
 def training_flags(configs: Path, description: str) -> Flags:
@@ -40,7 +52,7 @@ def training_flags(configs: Path, description: str) -> Flags:
     add("--initial-checkpoint", help="start from this safetensors file")
     add("--backbone-pretrained", nargs="?", const=True, default=False, help="ca_*: the backbone's weights, or whose")
     add("--num-classes", type=int, help="classes (those of the data, else the model's)")
-    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, help="more for timm.create_model: drop_rate=0.1")
+    add("--model-kwargs", nargs="*", default={}, action=Keywords, help="more for timm.create_model: drop_rate=0.1")
     add("--img-size", type=int, help="pixels (the model's)")
     add("--mean", type=float, nargs="+", help="of the pictures (the model's)")
     add("--std", type=float, nargs="+", help="of the pictures (the model's)")
@@ -133,6 +145,8 @@ def check_flags(args: argparse.Namespace) -> None:
     for name in ("batch_size", "grad_accum_steps", "epochs", "log_interval", "model_ema_every"):
         if getattr(args, name) < 1:
             raise ValueError(f"`{name}` is {getattr(args, name)}, but must be at least 1")
+    if args.seed < 0:
+        raise ValueError(f"`seed` is {args.seed}, but must be 0 or more")
     if missing := sorted({*args.log_with} - {tracker.value for tracker in get_available_trackers()}):
         raise ImportError(f"`log_with` {missing[0]} needs its package, which is not installed")
     own = [str(name) for name in list_optimizers()]

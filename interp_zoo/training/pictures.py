@@ -63,7 +63,7 @@ class TrainingPictures(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, place = key
-        for index in (*self.indices[place:], *self.indices[:place]):
+        for index in (self.indices[(place + later) % len(self.indices)] for later in range(len(self.indices))):
             item = self.data.read(index)
             if isinstance(item, Item):
                 with drawing(number(self.seed, epoch, index)):
@@ -193,6 +193,8 @@ def training_transform(config: dict[str, Any], *, crop_padding: int | None, rota
             f'{error}): give one such as "rand-m9-mstd0.5"'
         ) from error
     steps: list[Any] = list(made.transforms)
+    if timm.get("no_aug"):
+        crop_padding, rotation = None, 0.0
     if crop_padding is not None:
         steps[:1] = [transforms.Resize(min(size[-2:])), transforms.RandomCrop(size[-2:], padding=crop_padding)]
     if rotation:

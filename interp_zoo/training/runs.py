@@ -49,24 +49,25 @@ def claim(folder: Path, arguments: Mapping[str, Any], facts: Mapping[str, Any], 
     file = folder / IDENTITY
     held = _read(file)
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    strangers = [n for n in names if n not in _OWN and not (n.startswith(".") and n.endswith(".new"))]
-    if strangers or (names and held is None and CHECKPOINTS in names):
-        raise ValueError(f'`output` "{folder}" holds other files ({(strangers or names)[0]}): choose another folder')
-    if held is not None and CHECKPOINTS in names and not overwrite:
+    own = _OWN if held is not None else (ARGUMENTS,)  # what is there before run.json is
+    strangers = [n for n in names if n not in own and not (n.startswith(".") and n.endswith(".new"))]
+    if strangers:
+        raise ValueError(f'`output` "{folder}" holds other files ({strangers[0]}): choose another folder')
+    if held == wanted:
+        return
+    if held is not None and {*names} & {CHECKPOINTS, "best", "last", "best_ema", "last_ema"} and not overwrite:
         for key in sorted({*held, *wanted}):
             if held.get(key) != wanted.get(key):
                 raise ValueError(
                     f'`output` "{folder}" holds another run ({key}: {_short(held.get(key))} there, '
                     f"{_short(wanted.get(key))} here): choose another folder, or give --overwrite"
                 )
-        return
-    for name in names:
+    for name in sorted(names, key=lambda name: name == IDENTITY):  # last: until then it is known to be a run
         _delete(folder / name)
     folder.mkdir(parents=True, exist_ok=True)
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in arguments.items()}
-    write_whole(
-        folder / ARGUMENTS, yaml.safe_dump({k: v for k, v in plain.items() if v not in (None, [], {})}, sort_keys=False)
-    )
+    plain = {k: v for k, v in plain.items() if k not in ("config", "overwrite") and v not in (None, [], {})}
+    write_whole(folder / ARGUMENTS, yaml.safe_dump(plain, sort_keys=False))
     write_whole(file, json.dumps(wanted, indent=1))
 
 
@@ -83,7 +84,7 @@ class Journal:
 
     def __init__(self, folder: Path, columns: Sequence[str], *, writes: bool) -> None:
         self.folder, self.columns, self._writes = folder, list(columns), writes
-        self._pending: list[tuple[int, int, float, Tensor]] = []
+        self._pending: list[tuple[int, int, float, bool, Tensor]] = []
         self.sums = [0.0, 0, 0.0, 0]  # the losses of this epoch and how many, their extras and how many
 
     def rewind(self, step: int, epoch: int, sums: Sequence[float] | None) -> None:
@@ -95,8 +96,8 @@ class Journal:
 
     def step(self, step: int, epoch: int, lr: float, loss: Tensor, extra: Tensor | None = None) -> None:
         """Notes a step's cross-entropy and what was added to it, scalars that all processes share."""
-        both = torch.stack([loss, loss.new_tensor(math.nan) if extra is None else extra])
-        self._pending.append((step, epoch, lr, both.detach().float()))
+        both = torch.stack([loss, torch.full_like(loss, math.nan) if extra is None else extra])
+        self._pending.append((step, epoch, lr, extra is not None, both.detach().float()))
 
     def flush(self) -> float:
         """Writes down what was noted since, and returns the last loss.
@@ -108,11 +109,15 @@ class Journal:
             return math.nan
         values = torch.stack([both for *_, both in self._pending]).tolist()
         lines = []
-        for (step, epoch, lr, _), (loss, extra) in zip(self._pending, values, strict=True):
-            lines.append([step, epoch, repr(lr), repr(loss), "" if math.isnan(extra) else repr(extra)])
-            if not math.isfinite(loss) or math.isinf(extra):
+        for (step, epoch, lr, has, _), (loss, extra) in zip(self._pending, values, strict=True):
+            lines.append([step, epoch, repr(lr), repr(loss), repr(extra) if has else ""])
+            if not math.isfinite(loss) or (has and not math.isfinite(extra)):
                 self._write(STEPS, lines)
-                raise FloatingPointError(f"the loss is {loss} in step {step} (epoch {epoch})")
+                what = f"loss is {loss}" if not math.isfinite(loss) else f"term that is added to the loss is {extra}"
+                raise FloatingPointError(
+                    f"the {what} in step {step} (epoch {epoch}); the last checkpoint is whole, but leads here: try a "
+                    "lower `lr`, or `clip_grad`"
+                )
             for i, value in enumerate((loss, extra)):
                 if not math.isnan(value):
                     self.sums[2 * i] += value
@@ -167,11 +172,14 @@ def save_weights(
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        held: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    """What a run.json holds; {} if it is broken, None if it is not there."""
+    if not file.is_file():
         return None
-    return held
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return held if isinstance(held, dict) else {}
 
 
 def _cut(file: Path, header: Sequence[str], last: int) -> None:

@@ -73,9 +73,13 @@ def open_splits(
         ValueError: if a part is empty, has no labels, or is the same as the other.
     """
     train = _open(data_dir, dataset, "train_split", train_split, keys)
-    name = Path(dataset.partition("/")[2] or dataset).name or (data_dir.resolve().name if data_dir else "")
+    named = Path(dataset.partition("/")[2]).name
+    name = named or (data_dir.resolve().name if data_dir else "")
     if held is not None:
-        kept, out = hold_out(train.labels if train.labels is not None else [0] * len(train.chosen), held)
+        labels = train.labels if train.labels is not None else [0] * len(train.chosen)
+        if None in labels:
+            raise ValueError(f'`train_split` "{train_split}" has pictures without labels: give each one')
+        kept, out = hold_out(labels, held)
         return Splits(train, kept, train, out, name, f"{held:g} of {train_split}")
     val = _open(data_dir, dataset, "val_split", val_split, keys)
     if train.fingerprint == val.fingerprint:
@@ -84,10 +88,10 @@ def open_splits(
             "--hold-out 0.1"
         )
     if train.class_names is not None and val.class_names is not None and train.class_names != val.class_names:
-        odd = sorted({*train.class_names} ^ {*val.class_names})
+        odd = ", ".join(sorted({*train.class_names} ^ {*val.class_names})[:3]) or "in another order"
         raise ValueError(
-            f'`val_split` "{val_split}" has other classes than `train_split` "{train_split}" ({odd[0]} is in one of '
-            "them alone), so that their numbers differ: give `class_map`"
+            f'`val_split` "{val_split}" numbers other classes than `train_split` "{train_split}" ({odd}): give '
+            "`class_map`"
         )
     return Splits(train, train.chosen, val, val.chosen, name, val_split)
 

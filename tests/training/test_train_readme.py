@@ -1,4 +1,4 @@
-"""The README's lines on training, as they stand there, on data that is made here and on CIFAR-100 where it is present."""
+"""The README's lines on training as they stand, on data that is made here, and on CIFAR-100 where it is present."""
 
 from __future__ import annotations
 
