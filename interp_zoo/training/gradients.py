@@ -25,10 +25,16 @@ from interp_zoo.models.wrapping import input_shape
 from interp_zoo.untouched import untouched
 
 _RELU = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6}
+_NAMES = """
+elu celu selu gelu silu mish hardswish leaky_relu prelu rrelu softplus glu softsign logsigmoid hardshrink softshrink
+tanhshrink threshold tanh
+""".split()
 _OTHERS = {
-    *(F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.leaky_relu, F.prelu, F.rrelu, F.softplus, F.glu),
-    *(F.softsign, F.logsigmoid, F.hardshrink, F.softshrink, F.tanhshrink, F.threshold, F.tanh),
-    *(torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_, torch.selu, torch.celu, torch.prelu, torch.rrelu),
+    getattr(owner, name + ending)
+    for owner in (F, torch, Tensor)
+    for name in _NAMES
+    for ending in ("", "_")
+    if hasattr(owner, name + ending)
 }
 _BY_HAND = {"Swish", "QuickGELU", "QuickGELU2"}  # timm's that are written with a sigmoid, which gates may use, too
 
@@ -103,10 +109,12 @@ def _refusal(found: str) -> str:
 
 
 def cosine_error(a: Tensor, b: Tensor) -> Tensor:
-    """1 - cos(a, b) a picture, (N,) in [0, 2], of gradients (N, ...); 1 where one of them is zero."""
+    """1 - cos(a, b) a picture, (N,) in [0, 2], of gradients (N, ...); 1, a constant, where one of them is zero."""
     # Pictures that are known well have gradients near zero: only their direction counts.
-    a, b = (g / g.detach().abs().amax(1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny) for g in _flat(a, b))
-    return 1 - F.cosine_similarity(a, b, dim=1, eps=1e-12)
+    sizes = [g.detach().abs().amax(1, keepdim=True) for g in _flat(a, b)]
+    a, b = (g / size.where(size > 0, 1) for g, size in zip(_flat(a, b), sizes, strict=True))
+    defined = torch.cat(sizes, 1).amin(1) > 0
+    return 1 - F.cosine_similarity(a, b, dim=1, eps=1e-12).where(defined, 0)
 
 
 def mae_error(a: Tensor, b: Tensor) -> Tensor:
