@@ -18,7 +18,8 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interp_zoo.training.gradients import ERRORS, Penalty, Rectifiers, check_activations, cosine_error
+from interp_zoo.models.rectifiers import Rectifiers, check_activations
+from interp_zoo.training.gradients import ERRORS, Penalty, cosine_error
 from interp_zoo.training.objectives import InterpretableGradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -310,7 +311,7 @@ def test_networks_that_are_accepted(name: str, train: bool) -> None:
 def test_networks_that_are_refused(named: str, activation: Activation) -> None:
     model = Block(activation, torch.sigmoid if named == "no ReLU at all" else F.relu)
     copied, before = copy.deepcopy(model), anatomy(model)
-    refusal = rf"^`model` has {named}, but interpretable gradients are defined for ReLU and ReLU6 alone: take another "
+    refusal = rf"^`model` has {named}, but guided backpropagation is defined for ReLU and ReLU6 alone: take another "
     with pytest.raises(ValueError, match=refusal) as caught:
         check_activations(model)
     assert_one_line(caught.value)

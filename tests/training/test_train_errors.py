@@ -58,7 +58,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
         (["--penalty", "1", "--penalty-every", "0"], "`penalty_every` is 0, but must be at least 1"),
         (
             ["--penalty", "1", "--model", "test_vit"],
-            "`model` has gelu, but interpretable gradients are defined for ReLU",
+            "`model` has gelu, but guided backpropagation is defined for ReLU",
         ),
         (["--mixup", "0.2", "--batch-size", "3"], "`batch_size` is 3, but must be even where pictures are mixed"),
         (["--sched", "cosin"], "argument --sched: invalid choice: 'cosin'"),
