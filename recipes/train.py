@@ -29,10 +29,10 @@ from timm.utils import ModelEmaV3, distribute_bn
 from torch.utils.data import DataLoader
 
 from interp_zoo.evaluation.measuring import weights_hash
+from interp_zoo.models.rectifiers import check_activations
 from interp_zoo.training import networks, objectives, pictures, runs
 from interp_zoo.training.checkpoints import Checkpoints
 from interp_zoo.training.features import KeptMaps, Places
-from interp_zoo.models.rectifiers import check_activations
 from interp_zoo.training.gradients import Penalty
 from interp_zoo.training.options import check_flags, training_flags
 from interp_zoo.training.splits import Splits, open_splits

@@ -22,11 +22,11 @@ _RELU = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6}
 _NAMES = """
 elu celu selu gelu silu mish hardswish leaky_relu prelu rrelu softplus glu softsign logsigmoid hardshrink softshrink
 tanhshrink threshold tanh
-""".split()
+"""
 _OTHERS = {
     getattr(owner, name + ending)
     for owner in (F, torch, Tensor)
-    for name in _NAMES
+    for name in _NAMES.split()
     for ending in ("", "_")
     if hasattr(owner, name + ending)
 }
