@@ -291,8 +291,9 @@ def slow_opticam(
     layer: str,
     *,
     objective: str = "logit",
-    iterations: int = 100,
-    lr: float = 0.1,
+    solver: str = "adam",
+    iterations: int | None = None,
+    lr: float | None = None,
     early_stop: bool = True,
 ) -> Tensor:
     """S(u) = sum_k softmax(u)_k ReLU(A_k) with u = argmax of what class c scores on the picture under n(up(S(u))).
@@ -300,6 +301,9 @@ def slow_opticam(
     Adam from u = 0.5; at ten checks, the first at the start, a picture stops if it is worse than at the check before;
     the best of all maps is kept.
     """
+    fast = solver == "fast"
+    iterations, lr = iterations or (40 if fast else 100), lr or (1.0 if fast else 0.1)
+    beta1, beta2 = (0.8, 0.8) if fast else (0.9, 0.999)
     with torch.no_grad():
         output, logits = layer_output(model, x, layer)
     a, y = as_maps(output).clamp_min(0), logits[c]
@@ -317,10 +321,11 @@ def slow_opticam(
             if value.item() < last_check:
                 break
             last_check = value.item()
-        momentum = 0.9 * momentum + 0.1 * ascent
-        square = 0.999 * square + 0.001 * ascent**2
-        first, second = momentum / (1 - 0.9 ** (step + 1)), square / (1 - 0.999 ** (step + 1))
-        u = (u + lr * first / (second.sqrt() + 1e-8)).detach()
+        momentum = beta1 * momentum + (1 - beta1) * ascent
+        square = beta2 * square + (1 - beta2) * ascent**2
+        first, second = momentum / (1 - beta1 ** (step + 1)), square / (1 - beta2 ** (step + 1))
+        rate = lr * min(1, 2 * (iterations - step) / iterations) if fast else lr  # falls in the second half
+        u = (u + rate * first / (second.sqrt() + 1e-8)).detach()
     return best
 
 

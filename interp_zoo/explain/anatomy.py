@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_zoo.explain.cutting import Cut, logits_of
+from interp_zoo.explain.folding import folded
 from interp_zoo.explain.replay import Memory, answering, hook, repeat
 from interp_zoo.explain.targets import Target
 from interp_zoo.models.taps import is_tapped
@@ -85,6 +86,8 @@ class Anatomy:
     tick: Tick | None = None
     watch: Sequence[nn.Module] = ()
     _split: tuple[Tensor, Split] | None = None
+    _swift: nn.Module | None = None
+    _hastened: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -103,8 +106,24 @@ class Anatomy:
         """
         self.passes.forward += len(pixels)
         x = self._laid_out(pixels) if normalised else self.normalise(pixels)
+        model = self.model if self._swift is None else self._swift
         with self._autocast():
-            return _full(logits_of(self.model(x)))
+            return _full(logits_of(model(x)))
+
+    def hasten(self, pixels: Tensor) -> None:
+        """Lets `logits` run on a copy of the network that takes less time, if there is one with the same logits.
+
+        For methods that run many passes: making the copy takes two of one picture.
+        """
+        if self._hastened:
+            return
+        self._hastened, want = True, self.split(pixels).logits[:1].detach()
+        with torch.no_grad():
+            self._swift = folded(self.model, self.normalise(pixels[:1]), self.cut.memory_format)
+            if self._swift is not None:
+                self.passes.forward += 1
+                off = (self.logits(pixels[:1]) - want).abs().amax() > 1e-4 * want.abs().amax()
+                self._swift = None if off else self._swift
 
     def split(self, pixels: Tensor) -> Split:
         """One forward pass of pixels (B, channels, H, W), cut at A. The last one is kept: asking again is free."""

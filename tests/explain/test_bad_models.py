@@ -89,7 +89,7 @@ def test_an_unknown_option(tiny_cnn: nn.Module, picture: Tensor) -> None:
     refused(
         TypeError, r'"gradcam" has no option `iterations`; it has: none', tiny_cnn, picture, "gradcam", iterations=3
     )
-    refused(TypeError, r"it has: objective=.*, iterations=\d+, lr=", tiny_cnn, picture, "opticam", steps=3)
+    refused(TypeError, r"it has: objective=.*, iterations=None, lr=", tiny_cnn, picture, "opticam", steps=3)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, "8"])

@@ -18,6 +18,7 @@ from interp_zoo.explain.methods import get_method
 CLASSES = {"tiny_cnn": [2, 3, 7], "tiny_vit": [3, 2, 6], "tiny_nonlinear": [4, 0, 9], "tiny_ca": [2, 3, 7]}
 CHANNELS = {"tiny_cnn": 96, "tiny_vit": 64, "tiny_nonlinear": 64, "tiny_ca": 96}
 PLACES = {"tiny_cnn": 6, "tiny_vit": 24, "tiny_nonlinear": 6, "tiny_ca": 6}  # of A, for pictures of 64 x 96
+COPY = 2  # passes of one picture that the copy with folded BatchNorms takes, for all of them
 STEPS = 4  # of Opti-CAM
 AT_THE_LAYER = ("cam", "gradcam", "gradcam_plusplus", "hirescam", "layercam", "xgradcam")  # gradients
 PAIRS = [(name, kind) for name in interp_zoo.list_methods() for kind in CLASSES if suits(name, kind)]
@@ -124,12 +125,13 @@ def test_cost_is_what_was_run(name: str, kind: str, model: nn.Module, pictures: 
     with watched(model) as seen:
         cost = explainer(name, model, batch_size=2)(pictures, target=CLASSES[kind]).cost
     again = 2 / 3 if name == "opticam" else 0  # two pictures of a chunk are cut again, each alone
+    again += COPY / 3 if name in ("opticam", "scorecam") and kind in ("tiny_cnn", "tiny_ca") else 0
     assert cost.forward == pytest.approx(forward + again)
     assert cost.backward == backward
     assert cost.tail == (tails if name in ("reciprocam", "ablationcam") and not linear else 0)
     assert cost.seconds > 0
     n = len(pictures)
-    assert sum(seen.first) == n * cost.forward + n  # and once more for `masked_probability`
+    assert sum(seen.first) == pytest.approx(n * cost.forward + n)  # and once more for `masked_probability`
     assert sum(seen.last) - sum(seen.first) == n * cost.tail + PROBES.get(name, 0)
     assert sum(seen.backward) == n * cost.backward
 

@@ -44,6 +44,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("opticam", {"objective": "margin", "iterations": 20}),
     ("opticam", {"objective": "difference", "iterations": 20}),
     ("opticam", {"iterations": 25, "lr": 0.7}),
+    ("opticam", {"solver": "fast"}),
+    ("opticam", {"solver": "fast", "iterations": 15, "lr": 0.5, "early_stop": False}),
     ("opticam", {"iterations": 7, "lr": 3.0, "early_stop": False}),
 ]
 

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from torch import Tensor, nn
 
@@ -65,11 +65,11 @@ class Method:
                     f'method "{self.name}" has no option `{name}`{nearest(name, list(self.options))}; it has: {known}'
                 )
             default = self.options[name]
-            kinds = (int, float) if isinstance(default, float) else (type(default),)
-            if default is not None and (
-                not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)
-            ):
-                raise TypeError(f'`{name}` of method "{self.name}" must be like {default!r}, not {value!r}')
+            kinds = (type(default),) if default is not None else get_args(get_type_hints(self.function)[name])
+            kinds += (int,) if float in kinds else ()
+            if not isinstance(value, kinds) or isinstance(value, bool) != (bool in kinds):
+                like = repr(default) if default is not None else " or ".join(kind.__name__ for kind in kinds)
+                raise TypeError(f'`{name}` of method "{self.name}" must be like {like}, not {value!r}')
 
 
 _METHODS: dict[str, Method] = {}

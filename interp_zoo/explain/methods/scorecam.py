@@ -44,6 +44,7 @@ def scorecam(
     if score == "probability" and target.function is not None:
         raise ValueError('`score` "probability" needs a class as target: use "logit" with a function of the logits')
     maps = anatomy.split(pixels).maps.detach()
+    anatomy.hasten(pixels)
     size = (pixels.shape[2], pixels.shape[3])
     base = pixels if mask_space == "pixels" else anatomy.normalise(pixels)
     weights = maps.new_empty(maps.shape[:2])
