@@ -114,7 +114,7 @@ def test_options_of_the_method(command: Command, tiny: list[str], tmp_path: Path
     fewer = [*tiny, "--option", "iterations=2", "--option", "objective=margin", "--option", "early_stop=False"]
     result = command("explain", file, *fewer)
     assert result.exit_code == 0, result.output
-    assert "opticam at layer4; 3 forward + 2 backward passes" in result.stdout
+    assert "opticam at layer4; 5 forward + 2 backward passes" in result.stdout
     assert "`--option` is" in one_error(command("explain", file, *tiny, "--option", "iterations"))
     error = one_error(command("explain", file, *tiny, "--option", "steps=2"))
     assert "no option `steps`" in error

@@ -53,7 +53,9 @@ def demo_efficientnet_lite0(pretrained: bool = False, **kwargs: Any) -> nn.Modul
     model: nn.Module = model_entrypoint(_BASE)(
         pretrained=pretrained, pretrained_cfg=cfg, pretrained_cfg_overlay=overlay, **kwargs
     )
-    model.pretrained_cfg.pop("state_dict", None)  # type: ignore[operator, union-attr]
+    made: Any = model.pretrained_cfg
+    made.pop("state_dict", None)
+    made["architecture"] = "demo_efficientnet_lite0"  # also where a fine-tuned one comes back from its folder
     return model
 
 
