@@ -38,8 +38,6 @@ from interp_zoo.training.options import check_flags, training_flags
 from interp_zoo.training.splits import Splits, open_splits
 from interp_zoo.training.watching import accuracy, recognition_by_gradcam
 
-CONFIGS = Path(__file__).parent / "configs"
-
 
 @dataclass
 class Training:
@@ -273,7 +271,8 @@ def main(argv: list[str] | None = None) -> None:
     """Runs, and says in one line what is wrong."""
     rank, failed = "", None
     try:
-        args = training_flags(CONFIGS, (__doc__ or "").partition("\n")[0]).parse(argv or sys.argv[1:])
+        flags = training_flags(Path(__file__).parent / "configs", (__doc__ or "").partition("\n")[0])
+        args = flags.parse(argv or sys.argv[1:])
         check_flags(args)
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else accelerate takes torchrun's processes for lonely ones
