@@ -147,27 +147,27 @@ def race_loading(batch: int, repetitions: int) -> Iterator[Row]:
 def waits(
     batches: Iterator[tuple[Tensor, Tensor]], training: Callable[[Tensor, Tensor], object], repetitions: int
 ) -> tuple[Times, Times]:
-    """Times how long a training waits for its batches, and how long it takes in all.
+    """Times how long a training waits for its batches, and how long it takes in all, a step.
 
     The first batches are left out: until then the workers start, and what they loaded ahead is used up.
 
     Args:
         batches: as many as are asked for.
         training: makes a step.
-        repetitions: how often that is timed, each time over as many steps as a worker loads ahead.
+        repetitions: how often that is timed, each time as the mean of as many steps as the workers load ahead.
     """
-    ahead = 2  # torch's prefetch_factor: a wait may come at each so-manieth step alone
+    steps = 2 * WORKERS  # torch's prefetch_factor is 2: a wait may come at each so-manieth step alone
     waited, whole = Times([]), Times([])
     for i in range(1 + repetitions):
         waiting, start = 0.0, time.perf_counter()
-        for _ in range(ahead * WORKERS):
+        for _ in range(steps):
             before = time.perf_counter()
             x, y = next(batches)
             waiting += time.perf_counter() - before
             training(x, y)
         if i:
-            waited.seconds.append(waiting)
-            whole.seconds.append(time.perf_counter() - start)
+            waited.seconds.append(waiting / steps)
+            whole.seconds.append((time.perf_counter() - start) / steps)
     return waited, whole
 
 

@@ -43,8 +43,8 @@ REFUSED: list[Any] = [
     *[("hardswish", F.hardswish), ("mish", nn.Mish()), ("leaky_relu", nn.LeakyReLU()), ("prelu", nn.PReLU())],
     *[("tanh", nn.Tanh()), ("tanh", torch.tanh), ("tanh", lambda x: x.tanh()), ("elu", F.elu), ("elu_", F.elu_)],
     *[("QuickGELU", activations.QuickGELU()), ("Swish", activations.Swish()), ("leaky_relu_", F.leaky_relu_)],
-    *[("hardtanh", lambda x: F.hardtanh(x, 0, 1)), ("hardtanh", lambda x: F.hardtanh(x, min_val=-6.0, max_val=6.0))],
-    *[("hardtanh", nn.Hardtanh(max_val=6.0)), ("hardtanh", F.hardtanh_), ("selu_", F.selu_), ("celu_", F.celu_)],
+    *[("hardtanh", nn.Hardtanh(-6.0, 6.0)), ("hardtanh", lambda x: F.hardtanh(x, 0, 1)), ("selu_", F.selu_)],
+    *[("hardtanh", nn.Hardtanh()), ("hardtanh", lambda x: F.hardtanh_(x, max_val=6.0)), ("celu_", F.celu_)],
     *[("prelu", lambda x: x.prelu(x.new_full((1,), 0.1))), ("threshold", lambda x: torch.threshold(x, 1, 0))],
     *[("no ReLU at all", nn.Identity())],
 ]
@@ -290,7 +290,7 @@ def test_every_way_to_rectify_is_heard_and_guided(name: str, rectify: Activation
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_networks_that_are_accepted(name: str, train: bool) -> None:
-    model = Block(nn.Sigmoid(), F.relu).double() if name not in timm.list_models() else timm.create_model(name)
+    model = Block(nn.Sigmoid(), F.relu).double() if "float64" in name else timm.create_model(name, in_chans=1)
     copied, before = copy.deepcopy(model.train(train)), anatomy(model)
     check_activations(model)
     assert anatomy(model) == before
@@ -343,7 +343,7 @@ def test_gradients_that_are_zero(error: str, zero: list[int]) -> None:
     both = torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     both[zero, 0] = 0
     values, derivative = torch.autograd.functional.vjp(lambda x: ERRORS[error](*x), both, torch.ones(2))
-    assert error not in ("cosine", "histogram") or values[0] == 1
+    assert error not in ("cosine", "histogram") or (values[0] == 1 and not derivative[:, 0].any())
     assert derivative.isfinite().all()
     assert derivative[:, 1].abs().min() > 0
 
@@ -358,11 +358,11 @@ def test_a_guided_gradient_that_is_all_cut_leaves_the_weights_finite() -> None:
 
 def test_scale_keeps_small_gradients_in_float16() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 12), nn.Linear(12, 2)).half()
-    for parameter in net.parameters():
-        parameter.data.mul_(1e-4)
-    inputs = net, torch.ones(2, 3, 2, 2).half(), torch.arange(2), CROSS_ENTROPY
-    lost, kept = (Penalty(1.0, of="logit").losses(*inputs, scale=scale)[1] for scale in (1.0, 2.0**14))
-    assert lost == 1, "no gradient at all"
+    nn.utils.vector_to_parameters(1e-4 * nn.utils.parameters_to_vector(net.parameters()), net.parameters())
+    objective: Any = InterpretableGradients(CROSS_ENTROPY, Penalty(1.0, of="logit"))
+    inputs = net, torch.ones(2, 3, 2, 2).half(), torch.arange(2)
+    (_, loss, lost), (_, _, kept) = (objective(*inputs, step=0, scale=scale) for scale in (1.0, 2.0**14))
+    assert (loss.dtype, lost.item()) == (torch.float32, 1), "no gradient at all"
     assert kept.abs() < 1e-3
 
 
