@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import suits
+from conftest import QUICK, suits
 from torch import Tensor, nn
 
 import interp_zoo
@@ -19,6 +19,16 @@ CLASSES = {"tiny_cnn": [2, 3, 7], "tiny_vit": [3, 2, 6], "tiny_nonlinear": [4, 0
 CHANNELS = {"tiny_cnn": 96, "tiny_vit": 64, "tiny_nonlinear": 64, "tiny_ca": 96}
 PLACES = {"tiny_cnn": 6, "tiny_vit": 24, "tiny_nonlinear": 6, "tiny_ca": 6}  # of A, for pictures of 64 x 96
 STEPS = 4  # of Opti-CAM
+# Of the picture itself or of others made of it: how many go forward for one, and back.
+EXPANSIONS = {
+    "guided_backprop": (1, 1),
+    "input_x_gradient": (1, 1),
+    "integrated_gradients": (QUICK["integrated_gradients"]["steps"],) * 2,
+    "occlusion": (15, 0),  # windows of 26 pixels, 19 from each other, on 64 x 96
+    "rise": (QUICK["rise"]["n"], 0),
+    "saliency": (1, 1),
+    "smoothgrad": (QUICK["smoothgrad"]["n"],) * 2,
+}
 AT_THE_LAYER = ("cam", "gradcam", "gradcam_plusplus", "hirescam", "layercam", "xgradcam")  # gradients
 PAIRS = [(name, kind) for name in interp_zoo.list_methods() for kind in CLASSES if suits(name, kind)]
 ONCE_EACH = [(name, kind) for name, kind in PAIRS if kind == "tiny_vit" or name in ("cam", "attention")]
@@ -26,7 +36,7 @@ ONCE_EACH = [(name, kind) for name, kind in PAIRS if kind == "tiny_vit" or name 
 PROBES = {"cam": 4, "ablationcam": 4}
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("one_thread", "quick"),
     pytest.mark.filterwarnings(r"ignore:map \d of the batch is blank:UserWarning"),
 ]
 
@@ -96,7 +106,7 @@ def explainer(name: str, model: nn.Module, **arguments: Any) -> interp_zoo.Expla
 
 def expansion(name: str, kind: str) -> tuple[int, int]:
     """How many pictures, and how many tails, one picture becomes in one stroke."""
-    pictures = CHANNELS[kind] if name == "scorecam" else 1
+    pictures = CHANNELS[kind] if name == "scorecam" else EXPANSIONS.get(name, (1, 0))[0]
     tails = {"reciprocam": PLACES[kind], "ablationcam": 1 if kind == "tiny_cnn" else CHANNELS[kind]}.get(name, 1)
     return pictures, tails
 
@@ -118,9 +128,9 @@ def test_batch_size_bounds_every_expansion(name: str, kind: str, model: nn.Modul
 @pytest.mark.parametrize(("name", "kind"), PAIRS, indirect=["kind"])
 def test_cost_is_what_was_run(name: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
     masked, tails = expansion(name, kind)
-    forward = 1 + (masked if name == "scorecam" else STEPS if name == "opticam" else 0)
+    forward = 1 + (masked if name == "scorecam" or name in EXPANSIONS else STEPS if name == "opticam" else 0)
     linear = name == "ablationcam" and kind == "tiny_cnn"  # one gradient instead of C tails
-    backward = STEPS if name == "opticam" else int(name in AT_THE_LAYER or linear)
+    backward = STEPS if name == "opticam" else EXPANSIONS.get(name, (0, int(name in AT_THE_LAYER or linear)))[1]
     with watched(model) as seen:
         cost = explainer(name, model, batch_size=2)(pictures, target=CLASSES[kind]).cost
     again = 2 / 3 if name == "opticam" else 0  # two pictures of a chunk are cut again, each alone

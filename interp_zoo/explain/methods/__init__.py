@@ -1,6 +1,17 @@
 """The methods, a file a family. Importing this package registers them all."""
 
-from interp_zoo.explain.methods import ablationcam, attention, cam, floors, gradcam, opticam, reciprocam, scorecam
+from interp_zoo.explain.methods import (
+    ablationcam,
+    attention,
+    cam,
+    floors,
+    gradcam,
+    gradient,
+    opticam,
+    perturbation,
+    reciprocam,
+    scorecam,
+)
 from interp_zoo.explain.methods.registry import Method, UnsuitableModel, get_method, list_methods, register, unregister
 
 __all__ = [
@@ -12,8 +23,10 @@ __all__ = [
     "floors",
     "get_method",
     "gradcam",
+    "gradient",
     "list_methods",
     "opticam",
+    "perturbation",
     "reciprocam",
     "register",
     "scorecam",
