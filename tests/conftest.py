@@ -63,6 +63,7 @@ TAKES = {"cam": ("tiny_cnn",), "attention": ("tiny_ca",), "guided_backprop": ("t
 
 # Options with which a method that runs the network often does so seldom. Opti-CAM's tests choose their own.
 QUICK: dict[str, dict[str, Any]] = {
+    "extremal_perturbation": {"iterations": 5},
     "integrated_gradients": {"steps": 6},
     "occlusion": {"window": 0.4, "stride": 0.3},
     "rise": {"n": 12},

@@ -191,3 +191,82 @@ def slow_rise(
         with torch.no_grad():
             saliency += chosen(masked(model, x, mask), c, score) * mask / (n * p)
     return saliency
+
+
+# --- extremal perturbations, as TorchRay has them ---
+
+
+def smooth_mask(places: Tensor, height: int, width: int) -> Tensor:
+    """The mask of places (h, w), of which (i, j) is at pixel (7 i, 7 j), with a margin of 21 pixels or some more.
+
+    At each pixel, of the 9 x 9 places around (0 beyond the grid), each times exp(-2 max(d / 21 - 1/2, 0)^2) with its
+    distance d, the mean weighted by their softmax at coldness 20.
+    """
+    h, w = places.shape
+    rows, columns = (torch.arange(-21, 7 * (n + 6) - 27) for n in (h, w))
+    padded = torch.zeros(h + 14, w + 14, dtype=torch.float64)
+    padded[7:-7, 7:-7] = places
+    terms = []
+    for down in range(9):
+        for right in range(9):
+            i = torch.div(rows + 21, 7, rounding_mode="floor") - 7 + down
+            j = torch.div(columns + 21, 7, rounding_mode="floor") - 7 + right
+            distance = ((rows - 7 * i)[:, None] ** 2 + (columns - 7 * j)[None] ** 2).double().sqrt()
+            far = (distance / 21 - 0.5).clamp_min(0)
+            terms.append(padded[i + 7][:, j + 7] * torch.exp(-2 * far**2))
+    stacked = torch.stack(terms)
+    mask: Tensor = (stacked * (20 * stacked).softmax(0)).sum(0)
+    return mask
+
+
+def blurred(x: Tensor, sigma: float) -> Tensor:
+    """x under a Gaussian that is cut off at four standard deviations, with zeros around."""
+    if sigma == 0:
+        return x
+    reach = math.ceil(4 * sigma)
+    line = torch.tensor([math.exp(-(t**2) / (2 * sigma**2)) for t in range(-reach, reach + 1)], dtype=torch.float64)
+    kernel = (line / line.sum()).expand(3, 1, -1)
+    down = nn.functional.conv2d(x, kernel[:, :, :, None], padding=(reach, 0), groups=3)
+    return nn.functional.conv2d(down, kernel[:, :, None], padding=(0, reach), groups=3)
+
+
+@oracle("extremal_perturbation")
+def slow_extremal_perturbation(
+    model: nn.Module,
+    x: Tensor,
+    c: int,
+    layer: str,
+    *,
+    areas: tuple[float, ...] = (0.1,),
+    iterations: int = 800,
+) -> Tensor:
+    """For each area the mask under which y is largest, at 1 the picture itself and at 0 the most blurred one; summed.
+
+    Values of the mask that agree to six digits are sorted by their place.
+    """
+    height, width = x.shape[2:]
+    levels = [blurred(x, 20 * (1 - level / 7)) for level in range(8)]
+    found = torch.zeros(height, width, dtype=torch.float64)
+    for area in areas:
+        places = torch.ones(math.ceil(height / 7), math.ceil(width / 7), dtype=torch.float64, requires_grad=True)
+        sgd = torch.optim.SGD([places], lr=0.01, momentum=0.9, dampening=0.9)
+        for step in range(iterations):
+            wide = smooth_mask(places, height, width)
+            mask = wide[21 : 21 + height, 21 : 21 + width]
+            shown = torch.zeros_like(x)
+            for level in range(8):
+                share = 7 * mask - level  # from this level to the next
+                here = (share >= 0) & ((share < 1) | (level == 7))
+                shown = shown + here * (levels[level] + share * (levels[min(level + 1, 7)] - levels[level]))
+            y = model(shown.flip(3) if step % 2 == 0 else shown)[0, c]
+            values = wide.flatten()
+            ranks = sorted(range(len(values)), key=(1e6 * values).round().tolist().__getitem__)
+            wanted = torch.zeros_like(values)
+            wanted[ranks[int(len(values) * (1 - area)) :]] = 1
+            loss = 300 * 1.0035**step * ((values - wanted) ** 2).mean() - y
+            (places.grad,) = torch.autograd.grad(loss, places)
+            sgd.step()
+            with torch.no_grad():
+                places.clamp_(0, 1)
+        found += mask.detach()
+    return found

@@ -31,6 +31,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("attention", {"block": 1}),
     ("attention", {"softmax": True}),
     ("center_gaussian", {"sigma": 0.1}),
+    ("extremal_perturbation", {"areas": (0.3, 0.05)}),
+    ("extremal_perturbation", {"iterations": 12}),
     ("integrated_gradients", {"steps": 3}),
     ("layercam", {"positive": False}),
     ("occlusion", {"window": 0.5}),
@@ -224,6 +226,13 @@ def test_function_of_the_logits_as_target(name: str, kind: str, model: nn.Module
     [
         ("attention", {"block": 5}, r"`block` is 5, but the stream has 5 blocks: 0 to 4, or -1"),
         ("attention", {"block": -6}, r"`block` is -6, but the stream has 5 blocks"),
+        (
+            "extremal_perturbation",
+            {"areas": (0.1, 1.0)},
+            r"`areas` is \(0.1, 1.0\), but must be shares",
+        ),
+        ("extremal_perturbation", {"areas": ()}, r"`areas` is \(\), but must be shares between 0 and 1"),
+        ("extremal_perturbation", {"iterations": 0}, "`iterations` is 0, but must be at least 1"),
         ("integrated_gradients", {"steps": 0}, "`steps` is 0, but must be at least 1"),
         (
             "occlusion",
