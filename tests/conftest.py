@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import interp_zoo  # noqa: F401, registers this package's models with timm
+from interp_zoo.explain.methods import get_method
 from interp_zoo.models import CAStream
 
 # Workers beside each other have a thread each; on its own, a test may use two.
@@ -57,9 +58,22 @@ def lively_ca(name: str = "test_resnet", seed: int = 5, **kwargs: Any) -> CAStre
     return model
 
 
+# The tiny models that a method takes, by their fixtures' names, where these are not all.
+TAKES = {"cam": ("tiny_cnn",), "attention": ("tiny_ca",), "guided_backprop": ("tiny_cnn", "tiny_ca")}
+
+# Options with which a method that runs the network often does so seldom. Opti-CAM's tests choose their own.
+QUICK: dict[str, dict[str, Any]] = {
+    "extremal_perturbation": {"iterations": 5},
+    "integrated_gradients": {"steps": 6},
+    "occlusion": {"window": 0.4, "stride": 0.3},
+    "rise": {"n": 12},
+    "smoothgrad": {"n": 5},
+}
+
+
 def suits(method: str, kind: str) -> bool:
     """Whether a method takes the tiny model of that fixture's name."""
-    return {"cam": "tiny_cnn", "attention": "tiny_ca"}.get(method, kind) == kind
+    return kind in TAKES.get(method, (kind,))
 
 
 def texture(size: tuple[int, int] = (240, 320), seed: int = 0) -> Image.Image:
@@ -90,6 +104,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The options of QUICK are the methods' defaults for the test."""
+    for name, options in QUICK.items():
+        defaults = get_method(name).function.__kwdefaults__
+        assert defaults is not None
+        for option, value in options.items():
+            assert option in defaults
+            monkeypatch.setitem(defaults, option, value)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from interp_zoo.explain.cutting import Cut, logits_of
 from interp_zoo.explain.folding import folded
 from interp_zoo.explain.replay import Memory, answering, hook, repeat
 from interp_zoo.explain.targets import Target
+from interp_zoo.models.rectifiers import Rectifiers
 from interp_zoo.models.taps import is_tapped
 
 Tick = Callable[[int], None]
@@ -150,6 +151,22 @@ class Anatomy:
             score = target.score(split.logits).sum()
         (gradient,) = torch.autograd.grad(score, split.maps, retain_graph=True, allow_unused=True)
         return split.maps.detach(), torch.zeros_like(split.maps) if gradient is None else gradient
+
+    def input_gradients(self, x: Tensor, target: Target, rectifiers: Rectifiers | None = None) -> Tensor:
+        """The gradient of the target's score with respect to what the model takes, x, both (n, channels, H, W).
+
+        A target of one row stands for all n. No more than `batch_size` pictures at once. With `rectifiers`, the
+        gradient is the guided one, and they have heard the pass.
+        """
+        leaf = _leaf(x)
+        with torch.enable_grad():
+            with rectifiers or nullcontext():
+                logits = self.logits(leaf.clone(), normalised=True)  # a leaf must not meet an in-place activation
+            score = target.score(logits).sum()
+        self.passes.backward += len(x)
+        with rectifiers.guiding() if rectifiers else nullcontext():
+            (gradient,) = torch.autograd.grad(score, leaf, allow_unused=True)
+        return torch.zeros_like(leaf) if gradient is None else gradient
 
     def tail(self, pixels: Tensor, picture: int, maps: Tensor) -> Tensor:
         """Logits (n, classes) of other maps (n, C, h, w) in place of one picture's, all else of that picture the same.

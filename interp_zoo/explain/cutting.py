@@ -209,7 +209,7 @@ class CutFinder:
         with ExitStack() as stack, torch.enable_grad():
             recorder = Recorder(self.model, stack, alias=True)
             seen = stack.enter_context(_classifier_inputs(self.model))
-            logits = logits_of(self.model(self.x.clone().requires_grad_()))
+            logits = logits_of(self.model(self.x.clone().requires_grad_().clone()))
             return recorder, logits.detach(), _projection(seen or [logits])
 
     def _view(self, tensor: Tensor) -> GridView | None:

@@ -33,11 +33,23 @@ _OTHERS = {
 _BY_HAND = {"Swish", "QuickGELU", "QuickGELU2"}  # timm's that are written with a sigmoid, which gates may use, too
 
 
+class Unguided(ValueError):
+    """A network for which guided backpropagation is not defined.
+
+    Attributes:
+        found: what it has in place of ReLUs.
+    """
+
+    def __init__(self, found: str) -> None:
+        super().__init__(_refusal(found))
+        self.found = found
+
+
 class Rectifiers(TorchFunctionMode):
     """Listens to the ReLUs and ReLU6s of the forward passes that are run inside it.
 
     Raises:
-        ValueError: in such a pass, at another activation (gates by sigmoid or softmax are none).
+        Unguided: in such a pass, at another activation (gates by sigmoid or softmax are none).
     """
 
     def __init__(self) -> None:
@@ -55,9 +67,9 @@ class Rectifiers(TorchFunctionMode):
             ends = dict(zip(("min_val", "max_val"), args[1:3], strict=False)) | kwargs
             rectifies = (ends.get("min_val", -1.0), ends.get("max_val", 1.0)) == (0.0, 6.0)
             if not rectifies:
-                raise ValueError(_refusal("hardtanh"))
+                raise Unguided("hardtanh")
         if func in _OTHERS:
-            raise ValueError(_refusal(func.__name__))
+            raise Unguided(func.__name__)
         result = func(*args, **kwargs)
         if rectifies:
             self.heard += 1
@@ -67,6 +79,18 @@ class Rectifiers(TorchFunctionMode):
 
     def _clip(self, gradient: Tensor) -> Tensor | None:
         return gradient.relu() if self._guiding else None
+
+    def check(self, model: nn.Module) -> None:
+        """Whether guided backpropagation is defined for a network that was run inside.
+
+        Raises:
+            Unguided: if it has no ReLU, or activations that cannot be heard.
+        """
+        for module in model.modules():
+            if type(module).__name__ in _BY_HAND:
+                raise Unguided(type(module).__name__)
+        if not self.heard:
+            raise Unguided("no ReLU at all")
 
     @contextmanager
     def guiding(self) -> Iterator[None]:
@@ -82,17 +106,13 @@ def check_activations(model: nn.Module) -> None:
     """Whether guided backpropagation is defined for a network; it is run once, on one picture.
 
     Raises:
-        ValueError: if it has activations other than ReLU and ReLU6, or none of these.
+        Unguided: if it has activations other than ReLU and ReLU6, or none of these.
     """
-    for module in model.modules():
-        if type(module).__name__ in _BY_HAND:
-            raise ValueError(_refusal(type(module).__name__))
     parameter = next(model.parameters())
     listening = Rectifiers()
     with untouched(model), torch.no_grad(), listening:
         model.eval()(torch.zeros(1, *input_shape(model), device=parameter.device, dtype=parameter.dtype))
-    if not listening.heard:
-        raise ValueError(_refusal("no ReLU at all"))
+    listening.check(model)
 
 
 def _refusal(found: str) -> str:

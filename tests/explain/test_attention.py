@@ -161,6 +161,7 @@ def test_layers_after_taps_within_them(layer: str, method: str) -> None:
             torch.testing.assert_close(anatomy.tail(pixels, i, split.maps[i : i + 1])[0], split.logits[i])
 
 
+@pytest.mark.usefixtures("quick")
 def test_streams_that_cannot_be_shown() -> None:
     model, x = lively_ca(num_classes=7), pictures(64, 64)
     with pytest.raises(ValueError, match='`layer` does not go with method "attention"'):

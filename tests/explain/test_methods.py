@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import suits
+from conftest import QUICK, suits
 from oracles import ORACLES, maps_and_gradients, masked, opticam_value, scaled, upsampled
 from torch import Tensor, nn
 
@@ -31,11 +31,27 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("attention", {"block": 1}),
     ("attention", {"softmax": True}),
     ("center_gaussian", {"sigma": 0.1}),
+    ("extremal_perturbation", {"areas": (0.3, 0.05)}),
+    ("extremal_perturbation", {"iterations": 12}),
+    ("integrated_gradients", {"steps": 3}),
     ("layercam", {"positive": False}),
+    ("occlusion", {"window": 0.5}),
+    ("occlusion", {"stride": 0.2}),
+    ("occlusion", {"score": "probability"}),
     ("random", {"seed": 3}),
     ("random", {"grid": 4}),
     ("reciprocam", {"score": "logit"}),
     ("reciprocam", {"gaussian": False}),
+    ("rise", {"n": 20}),
+    ("rise", {"grid": 4, "p": 0.2}),
+    ("rise", {"seed": 3}),
+    ("rise", {"score": "logit"}),
+    ("smoothgrad", {"n": 9}),
+    ("smoothgrad", {"sigma": 0.3}),
+    ("smoothgrad", {"seed": 3}),
+    ("smoothgrad", {"of": "input_x_gradient"}),
+    ("smoothgrad", {"of": "integrated_gradients", "n": 2}),
+    ("smoothgrad", {"of": "guided_backprop"}),
     ("scorecam", {"score": "probability"}),
     ("scorecam", {"softmax": False}),
     ("scorecam", {"score": "probability", "softmax": False, "align_corners": True}),
@@ -103,14 +119,27 @@ def test_each_method_has_its_twin() -> None:
     assert set(ORACLES) == set(interp_zoo.list_methods())
 
 
+def kinds(name: str, options: dict[str, Any]) -> list[str]:
+    """Two tiny models for a method's options, or the one that it takes."""
+    fit = [kind for kind in MODELS if suits(name, kind) and suits(options.get("of", name), kind)]
+    return fit[:2] if name != "attention" else ["tiny_ca"]
+
+
 def test_each_option_is_tried() -> None:
     """Each option of each method stands in OPTIONS with another value than its default."""
     for name in interp_zoo.list_methods():
         for option, default in get_method(name).options.items():
             tried = [options[option] for method, options in OPTIONS if method == name and option in options]
             assert any(value != default for value in tried), (name, option)
-    words = {options["objective"] for name, options in OPTIONS if "objective" in options}
-    assert words == {"probability", "margin", "difference"}  # and "logit", the default
+    words = {options[o] for _, options in OPTIONS for o in ("objective", "of") if o in options}
+    assert words == {
+        "probability",
+        "margin",
+        "difference",
+        "input_x_gradient",
+        "integrated_gradients",
+        "guided_backprop",
+    }
 
 
 def test_scores_of_both_signs(kind: str, model: nn.Module, pictures: Tensor) -> None:
@@ -127,14 +156,18 @@ def test_scores_of_both_signs(kind: str, model: nn.Module, pictures: Tensor) -> 
     indirect=["kind"],
 )
 def test_unsuitable_models(name: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
-    why = {"cam": f'needs .* "{LAYERS[kind]}"', "attention": "shows what a CA-Stream attends to"}[name]
-    with pytest.raises(ValueError, match=f'`method` "{name}" {why}, .* use "gradcam"'):
+    why = {
+        "cam": f'needs .* "{LAYERS[kind]}"',
+        "attention": "shows what a CA-Stream attends to",
+        "guided_backprop": "needs ReLU or ReLU6 throughout",
+    }[name]
+    with pytest.raises(ValueError, match=f'`method` "{name}" {why}, .*use .*"gradcam"'):
         interp_zoo.Explainer(model, name)(pictures)
 
 
 @pytest.mark.parametrize(("name", "kind"), SUITED, indirect=["kind"])
 def test_equals_its_twin(name: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
-    fewer: dict[str, Any] = {"iterations": 30} if (name, kind) == ("opticam", "tiny_nonlinear") else {}
+    fewer = {"iterations": 30} if (name, kind) == ("opticam", "tiny_nonlinear") else QUICK.get(name, {})
     want = twins(name, kind, model, pictures, **fewer)
     got = packages(name, kind, model, pictures.double(), **fewer)
     if name == "eigencam":
@@ -143,7 +176,7 @@ def test_equals_its_twin(name: str, kind: str, model: nn.Module, pictures: Tenso
         assert got.shape[1:] == pictures.shape[2:]
     assert_same_maps(got, want, tolerance=1e-6)
     if (name, kind) not in DOUBLE_ONLY:
-        assert_same_maps(packages(name, kind, model, pictures), want)
+        assert_same_maps(packages(name, kind, model, pictures, **fewer), want)
 
 
 def test_hirescam_before_layernorm_is_rounding(tiny_vit: nn.Module, batch: Tensor) -> None:
@@ -155,30 +188,24 @@ def test_hirescam_before_layernorm_is_rounding(tiny_vit: nn.Module, batch: Tenso
 
 @pytest.mark.parametrize(
     ("name", "options", "kind"),
-    [
-        (name, options, kind)
-        for name, options in OPTIONS
-        for kind in (("tiny_ca",) if name == "attention" else ("tiny_cnn", "tiny_vit"))
-    ],
+    [(name, options, kind) for name, options in OPTIONS for kind in kinds(name, options)],
     indirect=["kind"],
 )
 def test_options_equal_their_twins(
     name: str, options: dict[str, Any], kind: str, model: nn.Module, pictures: Tensor
 ) -> None:
+    options = QUICK.get(name, {}) | options
     want = twins(name, kind, model, pictures, **options)
     assert_same_maps(packages(name, kind, model, pictures.double(), **options), want, tolerance=1e-6)
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
-def test_options_act(
-    name: str, options: dict[str, Any], tiny_vit: nn.Module, tiny_ca: nn.Module, batch: Tensor
-) -> None:
+def test_options_act(name: str, options: dict[str, Any], request: pytest.FixtureRequest, batch: Tensor) -> None:
     """No option is without effect on these pictures, so that the twins above can tell."""
-    steps: dict[str, Any] = {"iterations": 20} if name == "opticam" else {}
-    x = batch[:2, :, :96, :96]
+    steps: dict[str, Any] = {"iterations": 20} if name == "opticam" else QUICK.get(name, {})
+    x, model = batch[:2, :, :96, :96], request.getfixturevalue(kinds(name, options)[-1])
     default, other = (
-        interp_zoo.Explainer(tiny_ca if name == "attention" else tiny_vit, name, **chosen)(x, target=[3, 8]).raw
-        for chosen in (steps, steps | options)
+        interp_zoo.Explainer(model, name, **chosen)(x, target=[3, 8]).raw for chosen in (steps, steps | options)
     )
     assert default.shape != other.shape or (default - other).abs().max() > 1e-3 * default.abs().max()
 
@@ -187,7 +214,8 @@ def test_options_act(
 def test_function_of_the_logits_as_target(name: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
     """A function that gives a class' logit is explained as the class is (Ablation-CAM then runs the tail)."""
     c = CLASSES[kind][0]
-    steps: dict[str, dict[str, Any]] = {"opticam": {"iterations": 5}, "reciprocam": {"score": "logit"}}
+    logit = {"score": "logit"}
+    steps = QUICK | {"opticam": {"iterations": 5}, "reciprocam": logit, "rise": QUICK["rise"] | logit}
     explainer = interp_zoo.Explainer(model.double(), name, **steps.get(name, {}))
     x = pictures[:1].double()
     by_class, by_function = explainer(x, target=c), explainer(x, target=lambda logits: logits[:, c])
@@ -200,6 +228,30 @@ def test_function_of_the_logits_as_target(name: str, kind: str, model: nn.Module
     [
         ("attention", {"block": 5}, r"`block` is 5, but the stream has 5 blocks: 0 to 4, or -1"),
         ("attention", {"block": -6}, r"`block` is -6, but the stream has 5 blocks"),
+        (
+            "extremal_perturbation",
+            {"areas": (0.1, 1.0)},
+            r"`areas` is \(0.1, 1.0\), but must be shares",
+        ),
+        ("extremal_perturbation", {"areas": ()}, r"`areas` is \(\), but must be shares between 0 and 1"),
+        ("extremal_perturbation", {"iterations": 0}, "`iterations` is 0, but must be at least 1"),
+        ("integrated_gradients", {"steps": 0}, "`steps` is 0, but must be at least 1"),
+        (
+            "occlusion",
+            {"window": 0.1, "stride": 0.2},
+            "`stride` is 0.2 and `window` 0.1, but must be 0 < stride <= win",
+        ),
+        ("occlusion", {"stride": 0.0}, "`stride` is 0.0 and `window` 0.15, but must be 0 < stride <= window <= 1"),
+        ("occlusion", {"window": 1.2}, "`window` 1.2, but must be 0 < stride <= window <= 1"),
+        ("occlusion", {"score": "loss"}, '`score` is "loss", but must be "logit" or "probability"'),
+        ("rise", {"n": 0}, "`n` is 0, but must be at least 1"),
+        ("rise", {"grid": 0}, "`grid` is 0, but must be at least 1"),
+        ("rise", {"p": 1.0}, "`p` is 1.0, but must be between 0 and 1"),
+        ("rise", {"score": "loss"}, '`score` is "loss", but must be "logit" or "probability"'),
+        ("smoothgrad", {"n": 0}, "`n` is 0, but must be at least 1"),
+        ("smoothgrad", {"sigma": 0.0}, "`sigma` is 0.0, but must be above 0"),
+        ("smoothgrad", {"of": "gradcam"}, '`of` is "gradcam", but must be one of saliency, input_x_gradient, integ'),
+        ("smoothgrad", {"of": "guided_backprop"}, '`method` "guided_backprop" needs .* and this model has gelu: use'),
         ("opticam", {"objective": "loss"}, '`objective` is "loss", but must be one of logit, probability, margin'),
         ("opticam", {"iterations": 0}, "`iterations` is 0, but must be at least 1"),
         ("scorecam", {"score": "loss"}, '`score` is "loss", but must be "logit" or "probability"'),

@@ -1,6 +1,18 @@
 """The methods, a file a family. Importing this package registers them all."""
 
-from interp_zoo.explain.methods import ablationcam, attention, cam, floors, gradcam, opticam, reciprocam, scorecam
+from interp_zoo.explain.methods import (
+    ablationcam,
+    attention,
+    cam,
+    extremal,
+    floors,
+    gradcam,
+    gradient,
+    opticam,
+    perturbation,
+    reciprocam,
+    scorecam,
+)
 from interp_zoo.explain.methods.registry import Method, UnsuitableModel, get_method, list_methods, register, unregister
 
 __all__ = [
@@ -9,11 +21,14 @@ __all__ = [
     "ablationcam",
     "attention",
     "cam",
+    "extremal",
     "floors",
     "get_method",
     "gradcam",
+    "gradient",
     "list_methods",
     "opticam",
+    "perturbation",
     "reciprocam",
     "register",
     "scorecam",
