@@ -239,10 +239,10 @@ def test_opticam_never_ends_below_its_start(objective: str, kind: str, model: nn
 def test_linear_tail_makes_methods_agree(tiny_cnn: nn.Module, batch: Tensor) -> None:
     """Behind average pooling and a linear classifier the gradient is the classifier's row at each place."""
     maps = {}
-    for name in ("cam", "gradcam", "xgradcam", "hirescam"):
+    for name in ("cam", "gradcam", "xgradcam", "hirescam", "shapleycam"):
         raw = interp_zoo.Explainer(tiny_cnn, name)(batch, target=[2, 3, 4]).raw
         maps[name] = raw / raw.abs().amax((1, 2), keepdim=True)
-    assert len(maps) == 4
+    assert len(maps) == 5
     for name, found in maps.items():
         torch.testing.assert_close(found, maps["cam"], rtol=0, atol=1e-5, msg=name)
 
