@@ -57,9 +57,14 @@ def lively_ca(name: str = "test_resnet", seed: int = 5, **kwargs: Any) -> CAStre
     return model
 
 
+READ_TOKENS = ("attention_rollout", "gradient_rollout", "legrad")  # the attention of plain vision transformers
+
+
 def suits(method: str, kind: str) -> bool:
     """Whether a method takes the tiny model of that fixture's name."""
-    return {"cam": "tiny_cnn", "attention": "tiny_ca"}.get(method, kind) == kind
+    return {"cam": "tiny_cnn", "attention": "tiny_ca", **dict.fromkeys(READ_TOKENS, "tiny_vit")}.get(
+        method, kind
+    ) == kind
 
 
 def texture(size: tuple[int, int] = (240, 320), seed: int = 0) -> Image.Image:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from oracles_tokens import slow_attention_rollout, slow_gradient_rollout, slow_legrad
 from torch import Tensor, nn
 
 Oracle = Callable[..., Tensor]
@@ -27,6 +28,10 @@ def oracle(name: str) -> Callable[[Oracle], Oracle]:
 
     return add
 
+
+oracle("attention_rollout")(slow_attention_rollout)
+oracle("gradient_rollout")(slow_gradient_rollout)
+oracle("legrad")(slow_legrad)
 
 # --- the network, cut at a layer by a plain hook ---
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import suits
+from conftest import READ_TOKENS, suits
 from torch import Tensor, nn
 
 import interp_zoo
@@ -18,8 +18,9 @@ from interp_zoo.explain.methods import get_method
 CLASSES = {"tiny_cnn": [2, 3, 7], "tiny_vit": [3, 2, 6], "tiny_nonlinear": [4, 0, 9], "tiny_ca": [2, 3, 7]}
 CHANNELS = {"tiny_cnn": 96, "tiny_vit": 64, "tiny_nonlinear": 64, "tiny_ca": 96}
 PLACES = {"tiny_cnn": 6, "tiny_vit": 24, "tiny_nonlinear": 6, "tiny_ca": 6}  # of A, for pictures of 64 x 96
+BLOCKS = 6  # of tiny_vit
 STEPS = 4  # of Opti-CAM
-AT_THE_LAYER = ("cam", "gradcam", "gradcam_plusplus", "hirescam", "layercam", "xgradcam")  # gradients
+ONE_BACKWARD = ("cam", "gradcam", "gradcam_plusplus", "gradient_rollout", "hirescam", "layercam", "xgradcam")
 PAIRS = [(name, kind) for name in interp_zoo.list_methods() for kind in CLASSES if suits(name, kind)]
 ONCE_EACH = [(name, kind) for name, kind in PAIRS if kind == "tiny_vit" or name in ("cam", "attention")]
 # Tails that are tried at a model's first call, to see whether its tail is affine: in no picture's cost.
@@ -84,6 +85,8 @@ def model(kind: str, request: pytest.FixtureRequest, pictures: Tensor) -> nn.Mod
     made = request.getfixturevalue(kind)
     assert isinstance(made, nn.Module)
     interp_zoo.Explainer(made.double(), "fakecam")(pictures[:1])
+    if kind == "tiny_vit":  # methods that read its attention cut it after its last block
+        interp_zoo.Explainer(made, "attention_rollout")(pictures[:1])
     return made
 
 
@@ -97,8 +100,8 @@ def explainer(name: str, model: nn.Module, **arguments: Any) -> interp_zoo.Expla
 def expansion(name: str, kind: str) -> tuple[int, int]:
     """How many pictures, and how many tails, one picture becomes in one stroke."""
     pictures = CHANNELS[kind] if name == "scorecam" else 1
-    tails = {"reciprocam": PLACES[kind], "ablationcam": 1 if kind == "tiny_cnn" else CHANNELS[kind]}.get(name, 1)
-    return pictures, tails
+    tails = {"reciprocam": PLACES[kind], "ablationcam": 1 if kind == "tiny_cnn" else CHANNELS[kind], "legrad": BLOCKS}
+    return pictures, tails.get(name, 1)
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS, indirect=["kind"])
@@ -118,9 +121,9 @@ def test_batch_size_bounds_every_expansion(name: str, kind: str, model: nn.Modul
 @pytest.mark.parametrize(("name", "kind"), PAIRS, indirect=["kind"])
 def test_cost_is_what_was_run(name: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
     masked, tails = expansion(name, kind)
-    forward = 1 + (masked if name == "scorecam" else STEPS if name == "opticam" else 0)
+    forward = 1 + {"scorecam": masked, "opticam": STEPS, **dict.fromkeys(READ_TOKENS, 1)}.get(name, 0)
     linear = name == "ablationcam" and kind == "tiny_cnn"  # one gradient instead of C tails
-    backward = STEPS if name == "opticam" else int(name in AT_THE_LAYER or linear)
+    backward = {"opticam": STEPS, "legrad": BLOCKS}.get(name, int(name in ONE_BACKWARD or linear))
     again_backward = 0  # through what has been differentiated once, which does not come by the logits
     if name == "shapleycam":
         backward, again_backward = 1, int(kind != "tiny_cnn")  # whose tail has no curvature
@@ -129,7 +132,7 @@ def test_cost_is_what_was_run(name: str, kind: str, model: nn.Module, pictures: 
     again = 2 / 3 if name == "opticam" else 0  # two pictures of a chunk are cut again, each alone
     assert cost.forward == pytest.approx(forward + again)
     assert cost.backward == backward + again_backward
-    assert cost.tail == (tails if name in ("reciprocam", "ablationcam", "shapleycam") and not linear else 0)
+    assert cost.tail == (tails if name in ("reciprocam", "ablationcam", "shapleycam", "legrad") and not linear else 0)
     assert cost.seconds > 0
     n = len(pictures)
     assert sum(seen.first) == n * cost.forward + n  # and once more for `masked_probability`
@@ -187,7 +190,9 @@ def test_several_targets_of_a_picture(name: str, kind: str, model: nn.Module, pi
     one = [found(pictures[i], target=t).raw[0] for i, t in ((0, a), (0, b), (0, c), (1, b))]
     torch.testing.assert_close(several.raw, torch.stack(one[:3]), rtol=1e-6, atol=1e-12)
     torch.testing.assert_close(mixed.raw, torch.stack([one[2], one[0], one[3]]), rtol=1e-6, atol=1e-12)
-    if name not in ("attention", "eigencam") and not get_method(name).floor:  # which look at no class
+    if (
+        name not in ("attention", "attention_rollout", "eigencam") and not get_method(name).floor
+    ):  # which look at no class
         assert not torch.allclose(several.raw[0], several.raw[1], rtol=1e-3, atol=0)
 
 

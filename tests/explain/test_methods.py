@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import suits
+from conftest import READ_TOKENS, suits
 from oracles import ORACLES, maps_and_gradients, masked, opticam_value, scaled, upsampled
 from torch import Tensor, nn
 
@@ -125,8 +125,10 @@ def test_scores_of_both_signs(kind: str, model: nn.Module, pictures: Tensor) -> 
     indirect=["kind"],
 )
 def test_unsuitable_models(name: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
-    why = {"cam": f'needs .* "{LAYERS[kind]}"', "attention": "shows what a CA-Stream attends to"}[name]
-    with pytest.raises(ValueError, match=f'`method` "{name}" {why}, .* use "gradcam"'):
+    why = {"cam": f'needs .* "{LAYERS[kind]}"', "attention": "shows what a CA-Stream attends to"} | dict.fromkeys(
+        READ_TOKENS, "reads the attention of plain vision transformers .* has no attention matrices"
+    )
+    with pytest.raises(ValueError, match=f'`method` "{name}" {why[name]}.* use "gradcam"'):
         interp_zoo.Explainer(model, name)(pictures)
 
 

@@ -1,12 +1,24 @@
 """The methods, a file a family. Importing this package registers them all."""
 
-from interp_zoo.explain.methods import ablationcam, attention, cam, floors, gradcam, opticam, reciprocam, scorecam
+from interp_zoo.explain.methods import (
+    ablationcam,
+    attending,
+    attention,
+    cam,
+    floors,
+    gradcam,
+    opticam,
+    reciprocam,
+    scorecam,
+    transformer,
+)
 from interp_zoo.explain.methods.registry import Method, UnsuitableModel, get_method, list_methods, register, unregister
 
 __all__ = [
     "Method",
     "UnsuitableModel",
     "ablationcam",
+    "attending",
     "attention",
     "cam",
     "floors",
@@ -17,5 +29,6 @@ __all__ = [
     "reciprocam",
     "register",
     "scorecam",
+    "transformer",
     "unregister",
 ]
