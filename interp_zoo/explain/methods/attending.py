@@ -120,14 +120,14 @@ class Attending:
 
     def check(self, batch: int) -> None:
         """Raises UnsuitableModel if a matrix is missing, or is of other tokens than those on the grid."""
-        shapes = {tuple(m.shape[:1]) + tuple(m.shape[-2:]) if m.ndim == 4 else tuple(m.shape) for m in self.matrices}
-        if len(self.matrices) != len(self.modules) or shapes != {(batch, self.count, self.count)}:
-            found = ", ".join(str(tuple(m.shape)) for m in self.matrices[:1]) or "none"
-            raise unsuitable(
-                self.method,
-                f"attends in windows, or in several stages (a matrix is {found}, not ({batch}, heads, {self.count}, "
-                f"{self.count}) in each block)",
-            )
+        if len(self.matrices) != len(self.modules):
+            share = f"{len(self.matrices)} of {len(self.modules)}"
+            raise unsuitable(self.method, f"hands out {share} attention matrices")
+        for matrix in self.matrices:
+            if matrix.ndim != 4 or (len(matrix), *matrix.shape[2:]) != (batch, self.count, self.count):
+                want = f"({batch}, heads, {self.count}, {self.count})"
+                why = f"attends in windows or in stages (a matrix is {tuple(matrix.shape)}, not {want})"
+                raise unsuitable(self.method, why)
 
     def on_grid(self, relevance: Tensor) -> Tensor:
         """Relevance of tokens (B, N) as maps (B, h, w), without the prefix."""
@@ -166,7 +166,7 @@ class Attending:
 
     def _enter(self, graph: Graph, *, first: bool) -> Any:
         def see(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if not first and (not args or args[0] is not self._last):
+            if not args or not (first or args[0] is self._last):
                 raise unsuitable(self.method, "has blocks that are no chain, each reading the one before it")
             return (args[0].detach(), *args[1:]) if graph == "block" else None
 
