@@ -200,6 +200,17 @@ def test_hooks_go_and_flags_come_back_when_a_pass_raises(tiny_vit: nn.Module, pi
         assert hooks() == 0
 
 
+@pytest.mark.parametrize("method", READ_TOKENS)
+def test_hooks_of_the_user_break_no_chain(method: str, tiny_vit: nn.Module, pictures: Tensor) -> None:
+    """Hooks that hand on other tensors, before and after blocks."""
+    want = interp_zoo.explain(tiny_vit, pictures, method, target=3).raw
+    for name in ("blocks.0", "blocks.3", "blocks.5"):
+        block = tiny_vit.get_submodule(name)
+        block.register_forward_pre_hook(lambda _module, args: (args[0].clone(),))
+        block.register_forward_hook(lambda _module, _args, output: output.clone())
+    torch.testing.assert_close(interp_zoo.explain(tiny_vit, pictures, method, target=3).raw, want, rtol=1e-4, atol=1e-7)
+
+
 # --- models that will not do ---
 
 

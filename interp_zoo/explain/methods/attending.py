@@ -114,8 +114,9 @@ class Attending:
             for module, block in zip(self.modules.values(), blocks, strict=True):
                 drop: Any = module.attn_drop
                 stack.enter_context(hook(drop.register_forward_pre_hook(self._matrix(graph))))
-                stack.enter_context(hook(block.register_forward_pre_hook(self._enter(graph, first=block is blocks[0]))))
-                stack.enter_context(hook(block.register_forward_hook(self._leave(graph), prepend=True)))
+                enter, leave = self._enter(graph, first=block is blocks[0]), self._leave(graph)
+                stack.enter_context(hook(block.register_forward_pre_hook(enter, prepend=True)))
+                stack.enter_context(hook(block.register_forward_hook(leave)))  # after the user's hooks: see the chain
             yield
 
     def check(self, batch: int) -> None:
