@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import timm  # noqa: F401, first: torch imports faster from here than from the depth of the package's own imports
 
 from interp_zoo import hub, models
-from interp_zoo.explain import Comparison, Cost, Explainer, Explanation, compare, list_methods
+from interp_zoo.explain import Comparison, Cost, Explainer, Explanation, compare, contrast, list_methods
 from interp_zoo.models import list_models
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "Explainer",
     "Explanation",
     "compare",
+    "contrast",
     "explain",
     "hub",
     "list_methods",

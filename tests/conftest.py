@@ -58,8 +58,15 @@ def lively_ca(name: str = "test_resnet", seed: int = 5, **kwargs: Any) -> CAStre
     return model
 
 
+READ_TOKENS = ("attention_rollout", "gradient_rollout", "legrad")  # the attention of plain vision transformers
+
 # The tiny models that a method takes, by their fixtures' names, where these are not all.
-TAKES = {"cam": ("tiny_cnn",), "attention": ("tiny_ca",), "guided_backprop": ("tiny_cnn", "tiny_ca")}
+TAKES = {
+    "cam": ("tiny_cnn",),
+    "attention": ("tiny_ca",),
+    "guided_backprop": ("tiny_cnn", "tiny_ca"),
+    **dict.fromkeys(READ_TOKENS, ("tiny_vit",)),
+}
 
 # Options with which a method that runs the network often does so seldom. Opti-CAM's tests choose their own.
 QUICK: dict[str, dict[str, Any]] = {

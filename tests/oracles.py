@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from oracles_tokens import slow_attention_rollout, slow_gradient_rollout, slow_legrad
 from torch import Tensor, nn
 
 Oracle = Callable[..., Tensor]
@@ -27,6 +28,10 @@ def oracle(name: str) -> Callable[[Oracle], Oracle]:
 
     return add
 
+
+oracle("attention_rollout")(slow_attention_rollout)
+oracle("gradient_rollout")(slow_gradient_rollout)
+oracle("legrad")(slow_legrad)
 
 # --- the network, cut at a layer by a plain hook ---
 
@@ -177,6 +182,30 @@ def slow_hirescam(model: nn.Module, x: Tensor, c: int, layer: str) -> Tensor:
     """sum_k G_k A_k, place by place."""
     a, g = maps_and_gradients(model, x, c, layer)
     return weighted(list(g), a)
+
+
+@oracle("shapleycam")
+def slow_shapleycam(model: nn.Module, x: Tensor, c: int, layer: str) -> Tensor:
+    """w_k = mean_ij (G - H A / 2)_k; H A is how G changes along A, by central differences."""
+    step = 1e-4
+
+    def gradient(factor: float) -> Tensor:
+        """G where the layer's maps are A times a factor; a class token stays what it is."""
+        found: list[Tensor] = []
+
+        def scale(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+            found.append((output if output.ndim == 4 else output[:, 1:]).detach().mul(factor).requires_grad_())
+            return found[0] if output.ndim == 4 else torch.cat([output[:, :1].detach(), found[0]], 1)
+
+        handle = model.get_submodule(layer).register_forward_hook(scale)
+        logits = model(x)
+        handle.remove()
+        (g,) = torch.autograd.grad(logits[0, c], found[0])
+        return as_maps(g if g.ndim == 4 else torch.cat([g[:, :1], g], 1))
+
+    a = features(model, x, layer)
+    along = (gradient(1 + step) - gradient(1 - step)) / (2 * step)
+    return weighted([wk.mean() for wk in gradient(1) - along / 2], a)
 
 
 # --- methods that take none ---

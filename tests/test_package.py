@@ -57,7 +57,7 @@ def test_all_is_what_is_public(name: str) -> None:
 
 
 def test_the_public_names() -> None:
-    words = "Comparison Cost Explainer Explanation compare explain hub list_methods list_models models"
+    words = "Comparison Cost Explainer Explanation compare contrast explain hub list_methods list_models models"
     assert sorted(interp_zoo.__all__) == words.split()
     for word in interp_zoo.__all__:
         assert inspect.getdoc(getattr(interp_zoo, word)), f"{word} has no docstring"

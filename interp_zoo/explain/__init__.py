@@ -8,6 +8,7 @@ from interp_zoo.explain.api import Explainer, explain
 from interp_zoo.explain.compare import Comparison, compare
 from interp_zoo.explain.explanation import Cost, Explanation
 from interp_zoo.explain.methods import list_methods, register
+from interp_zoo.explain.targets import contrast
 
 __all__ = [
     "Comparison",
@@ -15,6 +16,7 @@ __all__ = [
     "Explainer",
     "Explanation",
     "compare",
+    "contrast",
     "explain",
     "list_methods",
     "methods",

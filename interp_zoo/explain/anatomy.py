@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from interp_zoo.explain.cutting import Cut, logits_of
 from interp_zoo.explain.folding import folded
@@ -167,6 +168,26 @@ class Anatomy:
         with rectifiers.guiding() if rectifiers else nullcontext():
             (gradient,) = torch.autograd.grad(score, leaf, allow_unused=True)
         return torch.zeros_like(leaf) if gradient is None else gradient
+
+    def curvature(self, pixels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        """The gradient G of the target's score at A and H A, its derivative along A: (B, C, h, w) each, detached.
+
+        H is the score's second derivative at A. The tail is run once more, picture by picture, without fused attention,
+        which cannot be differentiated twice.
+        """
+        maps = self.split(pixels).maps.detach()
+        found: list[tuple[Tensor, Tensor]] = []
+        for i in range(len(maps)):
+            leaf = maps[i : i + 1].clone().requires_grad_()
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+                score = target[i : i + 1].score(self.tail(pixels, i, leaf)).sum()
+                first = torch.autograd.grad(score, leaf, create_graph=True, allow_unused=True)[0]
+                g = torch.zeros_like(leaf) if first is None else first
+                along = (g * leaf.detach()).sum()
+                second = torch.autograd.grad(along, leaf, allow_unused=True)[0] if along.requires_grad else None
+            self.passes.backward += 1 + (second is not None)
+            found.append((g.detach(), torch.zeros_like(leaf) if second is None else second))
+        return torch.cat([g for g, _ in found]), torch.cat([h for _, h in found])
 
     def tail(self, pixels: Tensor, picture: int, maps: Tensor) -> Tensor:
         """Logits (n, classes) of other maps (n, C, h, w) in place of one picture's, all else of that picture the same.

@@ -103,7 +103,9 @@ class Explainer:
                 seconds += time.perf_counter() - start
                 passes += anatomy.passes
                 with torch.no_grad():
-                    after = target_rows.probability(anatomy.logits(masking.apply(pixels, saliency.to(pixels.dtype))))
+                    after = target_rows.plain.probability(
+                        anatomy.logits(masking.apply(pixels, saliency.to(pixels.dtype)))
+                    )
                 for name, value in zip(parts, (saliency, raw, target_rows.index, before, after), strict=True):
                     parts[name].append(value.detach().cpu())
             layer = anatomy.cut.name
@@ -207,7 +209,7 @@ class Explainer:
             raw = raw.masked_fill(~split.logits.detach().isfinite().all(1)[:, None, None], torch.nan)
         saliency = finish(raw, (pixels.shape[2], pixels.shape[3]), first=chunk.start)
         with torch.no_grad():
-            before = target.probability(split.logits.detach())
+            before = target.plain.probability(split.logits.detach())
         anatomy.forget()
         return raw, saliency, before, target
 
@@ -239,9 +241,10 @@ def explain(
             it is.
         method: see `list_methods`.
         target: what is explained. None or "predicted": the predicted class; "least_likely"; a class index; a label's
-            text ("tabby"); a function of logits (n, classes) to scores (n,). For several pictures, one for all, or a
-            list with one a picture; a list within it (for a single picture: a list) asks for several maps of that
-            picture. A network with one logit has the classes 0 and 1.
+            text ("tabby"); `contrast` of one of these, for what tells it from the classes that look alike; a function
+            of logits (n, classes) to scores (n,). For several pictures, one for all, or a list with one a picture; a
+            list within it (for a single picture: a list) asks for several maps of that picture. A network with one
+            logit has the classes 0 and 1.
         layer: cut there instead: a layer's name, a module, or "forward_features".
         batch_size: the most pictures, masked copies included, that are in the network at once (16).
         device: where a model given by name is put (default: the CPU). A model instance stays where it is.

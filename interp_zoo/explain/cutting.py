@@ -184,11 +184,11 @@ class CutFinder:
             with torch.no_grad():
                 logits = logits_of(self.model.forward_head(features.clone()))  # type: ignore[operator]
                 want = logits_of(self.model(self.x))
-            with _classifier_inputs(self.model) as seen, torch.enable_grad():
+            with classifier_inputs(self.model) as seen, torch.enable_grad():
                 # which places are read does not hang on the values, but a saturated attention lets no gradient through
                 leaf = (features / features.abs().amax().clamp_min(1e-6)).detach().requires_grad_()
                 small = logits_of(self.model.forward_head(leaf.clone()))  # type: ignore[operator]
-                objective = _projection(seen or [small])
+                objective = projection(seen or [small])
         except torch.OutOfMemoryError:
             raise  # says nothing about where to cut
         except (TypeError, RuntimeError, NotImplementedError, AttributeError, ValueError):
@@ -208,9 +208,9 @@ class CutFinder:
         """One forward pass with gradients: what each layer returned, the logits, and the scalar to differentiate."""
         with ExitStack() as stack, torch.enable_grad():
             recorder = Recorder(self.model, stack, alias=True)
-            seen = stack.enter_context(_classifier_inputs(self.model))
+            seen = stack.enter_context(classifier_inputs(self.model))
             logits = logits_of(self.model(self.x.clone().requires_grad_().clone()))
-            return recorder, logits.detach(), _projection(seen or [logits])
+            return recorder, logits.detach(), projection(seen or [logits])
 
     def _view(self, tensor: Tensor) -> GridView | None:
         if tensor.shape[0] != self.x.shape[0] or not tensor.is_floating_point():
@@ -294,7 +294,7 @@ class CutFinder:
 
 
 @contextmanager
-def _classifier_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
+def classifier_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
     """Collects what is handed to the classifier; nothing where timm's `get_classifier` names no module that is run."""
     seen: list[Tensor] = []
 
@@ -312,7 +312,7 @@ def _classifier_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
         yield seen
 
 
-def _projection(read: list[Tensor]) -> Tensor:
+def projection(read: list[Tensor]) -> Tensor:
     """A scalar that depends on all of the classifier's input (an untrained classifier may itself be all zeros)."""
     generator = torch.Generator().manual_seed(0)
     parts = [(t.float() * (torch.rand(t.shape, generator=generator) + 0.5).to(t.device)).sum() for t in read]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import READ_TOKENS
 
 from interp_zoo.explain.methods import get_method, list_methods
 
@@ -30,7 +31,7 @@ def test_every_method_is_in_it(table: dict[str, Any]) -> None:
     summary = json.loads((FOLDER / "summary.json").read_text())
     left_out = {entry["method"] for entry in summary["left_out"]}
     assert {line["method"] for line in table["rows"]} | left_out == set(list_methods())
-    assert left_out == {"attention"}
+    assert left_out == {"attention", *READ_TOKENS}
     assert {line["pictures"] for line in table["rows"]} == {100}
     assert table["target_kind"] == "predicted"
 

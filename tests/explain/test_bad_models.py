@@ -220,7 +220,7 @@ def assert_blank(exp: Explanation) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["cam", "gradcam", "gradcam_plusplus", "xgradcam", "layercam", "hirescam", "reciprocam"]
+    "method", ["cam", "gradcam", "gradcam_plusplus", "xgradcam", "layercam", "hirescam", "reciprocam", "shapleycam"]
 )
 def test_a_target_that_depends_on_nothing(method: str, tiny_cnn: nn.Module, picture: Tensor) -> None:
     nn.init.zeros_(classifier(tiny_cnn).weight)

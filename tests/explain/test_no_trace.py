@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, lively, lively_ca
+from conftest import QUICK, READ_TOKENS, lively, lively_ca
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(
 OPTIONS: dict[str, dict[str, Any]] = QUICK | {"opticam": {"iterations": 4}}  # enough to get into the loop
 MODELS = {"cnn": "test_resnet", "vit": "test_vit", "ca": "test_resnet"}
 REFUSED = {("vit", "cam"), ("ca", "cam"), ("cnn", "attention"), ("vit", "attention"), ("vit", "guided_backprop")}
+REFUSED |= {("cnn", method) for method in READ_TOKENS}
 EVERY = [(kind, method) for kind in ("cnn", "vit") for method in list_methods()]
 EVERY += [("ca", method) for method in ("attention", "cam", "gradcam", "guided_backprop", "opticam", "reciprocam")]
 # In-place activations, dense and residual connections, squeeze and excitation, caches that eval mode fills.
@@ -187,7 +188,9 @@ class Fuse:
 @pytest.mark.parametrize(("kind", "method"), EVERY + [(k, m) for k in OTHERS for m in PASSES])
 def test_after_a_call(kind: str, method: str) -> None:
     model, x = lived_in(built(kind)), pictures(kind)
-    refused = pytest.raises(ValueError, match=f'`method` "{method}" (needs (global average|ReLU)|shows what a CA)')
+    refused = pytest.raises(
+        ValueError, match=f'`method` "{method}" (needs (global average|ReLU)|shows what a CA|reads the attention)'
+    )
     for _ in range(2):  # the cut is looked for, then known
         with no_trace(model, x), refused if (kind, method) in REFUSED else nullcontext():
             run(model, method, x)
@@ -201,7 +204,8 @@ def test_after_a_wrong_target(kind: str, method: str) -> None:
     del model.num_classes  # then it is the logits that tell, half-way
     with no_trace(model, x), pytest.raises(ValueError, match="`target` is 10, but the model has 10 classes: 0 to 9"):
         run(model, method, x, target=10)
-    if (kind, method) not in REFUSED and method not in ("attention", "eigencam") and not get_method(method).floor:
+    looks_at_none = method in ("attention", "attention_rollout", "eigencam") or get_method(method).floor
+    if not looks_at_none and (kind, method) not in REFUSED:
         with no_trace(model, x), pytest.raises(ValueError, match="`target` must turn logits"):
             run(model, method, x, target=lambda logits: logits)
 

@@ -2,6 +2,7 @@
 
 from interp_zoo.explain.methods import (
     ablationcam,
+    attending,
     attention,
     cam,
     extremal,
@@ -12,6 +13,7 @@ from interp_zoo.explain.methods import (
     perturbation,
     reciprocam,
     scorecam,
+    transformer,
 )
 from interp_zoo.explain.methods.registry import Method, UnsuitableModel, get_method, list_methods, register, unregister
 
@@ -19,6 +21,7 @@ __all__ = [
     "Method",
     "UnsuitableModel",
     "ablationcam",
+    "attending",
     "attention",
     "cam",
     "extremal",
@@ -32,5 +35,6 @@ __all__ = [
     "reciprocam",
     "register",
     "scorecam",
+    "transformer",
     "unregister",
 ]

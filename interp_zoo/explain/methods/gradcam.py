@@ -69,3 +69,14 @@ def hirescam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
     """
     maps, gradients = anatomy.maps_and_gradients(pixels, target)
     return (gradients * maps).sum(1)
+
+
+@register("shapleycam", paper="Cai, 2025, arXiv 2501.06261", cost="1 forward, 1 tail, up to 2 tail backward")
+def shapleycam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
+    """Weighs each channel by its Shapley value to second order: w_k = mean_ij((G - H A / 2)_k), H the Hessian at A.
+
+    Where the tail is affine, or made of such pieces (ReLU, BatchNorm), H is 0 and this is "gradcam".
+    """
+    gradients, along = anatomy.curvature(pixels, target)
+    weights = (gradients - along / 2).mean((2, 3), keepdim=True)
+    return (weights * anatomy.split(pixels).maps.detach()).sum(1)

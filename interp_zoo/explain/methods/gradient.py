@@ -7,7 +7,6 @@ maps are of the picture's size. Each method is an attribution for every channel,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -107,8 +106,8 @@ def smoothgrad(
         spread = sigma * (x[i].amax() - x[i].amin())
         for copies in anatomy.chunks(n):  # the noise of each by itself, so that `batch_size` changes nothing
             noise = [torch.randn(x.shape[1:], generator=generator) for _ in range(copies.start, copies.stop)]
-            rows = replace(target, index=target.index[i].expand(len(noise)))
-            mean[i] += attribution(anatomy, x[i] + spread * torch.stack(noise).to(x), rows).sum(0) / n
+            noisy = x[i] + spread * torch.stack(noise).to(x)
+            mean[i] += attribution(anatomy, noisy, target[i : i + 1].repeat(len(noisy))).sum(0) / n
     return as_one(mean)
 
 
