@@ -72,7 +72,7 @@ class Target:
         return replace(self, index=self.index[rows], minus=None if self.minus is None else self.minus[rows])
 
     def repeat(self, n: int) -> Target:
-        """n rows, each as this one's."""
+        """As many rows, each as this one's."""
         minus = None if self.minus is None else self.minus.expand(n, -1)
         return replace(self, index=self.index.expand(n), minus=minus)
 
