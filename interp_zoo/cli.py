@@ -94,7 +94,7 @@ def compare(
     pictures: Pictures = None,
     model: Model = DEFAULT_MODEL,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="Again for more; without any: all that the model admits.")
+        list[str] | None, typer.Option("--method", help="Again for more; all; without any: all that are not slow.")
     ] = None,
     target: Targets = None,
     layer: Layer = None,

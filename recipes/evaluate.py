@@ -58,8 +58,8 @@ def parse_args() -> argparse.Namespace:
     add("--checkpoint", type=Path, help="a safetensors file with the weights, for a single model")
     add(
         "--methods",
-        default="all",
-        help="names with commas between, or all; options after colons: opticam:iterations=50",
+        default="quick",
+        help="names with commas between, or quick, or all; options after colons: opticam:iterations=50 (quick)",
     )
     add("--metrics", default="recognition,causal", help=f"names or groups ({', '.join(measures.GROUPS)}), or all")
     add("--data-dir", type=Path, help="a folder with labels.csv (file, class_index), one of pictures, or timm's root")

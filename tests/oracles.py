@@ -320,19 +320,20 @@ def slow_opticam(
     layer: str,
     *,
     objective: str = "logit",
-    solver: str = "adam",
+    solver: str = "fast",
     iterations: int | None = None,
     lr: float | None = None,
-    early_stop: bool = True,
+    early_stop: bool | None = None,
 ) -> Tensor:
     """S(u) = sum_k softmax(u)_k ReLU(A_k) with u = argmax of what class c scores on the picture under n(up(S(u))).
 
-    Adam from u = 0.5; at ten checks, the first at the start, a picture stops if it is worse than at the check before;
-    the best of all maps is kept.
+    Adam from u = 0.5; where it stops early: at ten checks, the first at the start, if it is worse than at the check
+    before. The best of all maps is kept.
     """
     fast = solver == "fast"
-    iterations, lr = iterations or (40 if fast else 100), lr or (1.0 if fast else 0.1)
-    beta1, beta2 = (0.8, 0.8) if fast else (0.9, 0.999)
+    iterations, lr = iterations or (30 if fast else 100), lr or (0.6 if fast else 0.1)
+    beta1, beta2 = (0.3, 0.3) if fast else (0.9, 0.999)
+    early_stop = not fast if early_stop is None else early_stop
     with torch.no_grad():
         output, logits = layer_output(model, x, layer)
     a, y = as_maps(output).clamp_min(0), logits[c]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from interp_zoo.explain.methods import get_method, list_methods
+
+_COMMA = re.compile(r",(?![^()]*\))")  # those within brackets are an option's own
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,19 @@ class Spec:
 
 
 def parse_methods(text: str) -> list[Spec]:
-    """Methods from a text such as "gradcam,opticam:iterations=50", or "all"; the floors are always among them.
+    """Methods from a text such as "gradcam,opticam:iterations=50"; the floors are always among them.
+
+    Also "all", and "quick" for all that are not slow.
 
     Raises:
         ValueError: if there is none, or one is unknown.
         TypeError: if a method has no such option.
     """
-    words = list_methods() if text.strip() == "all" else [word.strip() for word in text.split(",") if word.strip()]
+    words = [word.strip() for word in _COMMA.split(text) if word.strip()]
+    if words in (["all"], ["quick"]):
+        words = [name for name in list_methods() if words == ["all"] or not get_method(name).slow]
     if not words:
-        raise ValueError("`methods` is empty: name some with commas between, or all")
+        raise ValueError("`methods` is empty: name some with commas between, or quick, or all")
     specs: dict[str, Spec] = {}
     for word in [*words, *(name for name in list_methods() if get_method(name).floor)]:
         name, *pairs = word.split(":")

@@ -72,10 +72,9 @@ class Explainer:
         self._method = get_method(method)
         self._method.check(options)
         self.method = self._method.name
-        if layer is not None and self._method.watch:
-            raise ValueError(
-                f'`layer` does not go with method "{self.method}", which has layers of its own: leave it out'
-            )
+        if layer is not None and not self._method.takes_layer:
+            why = "has layers of its own" if self._method.watch else "looks at no layer"
+            raise ValueError(f'`layer` does not go with method "{self.method}", which {why}: leave it out')
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise ValueError(f"`batch_size` is {batch_size}, but must be an integer of at least 1")
         if amp is not None and amp not in _AMP:
@@ -108,7 +107,7 @@ class Explainer:
                     )
                 for name, value in zip(parts, (saliency, raw, target_rows.index, before, after), strict=True):
                     parts[name].append(value.detach().cpu())
-            layer = anatomy.cut.name
+            layer = "picture" if self._method.at_picture else anatomy.cut.name
         found = {name: torch.cat(values) for name, values in parts.items()}
         given = [i for i, p in enumerate(loaded.pictures) if p is not None]
         n = len(rows)
@@ -327,7 +326,8 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _stack(pictures: list[Picture], anatomy: Anatomy) -> Tensor:
-    return torch.stack([p.pixels for p in pictures]).to(anatomy.device)
+    pixels = torch.stack([p.pixels for p in pictures])
+    return pixels.to(anatomy.device, memory_format=anatomy.cut.memory_format)
 
 
 def _chunks(total: int, size: int) -> list[slice]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+ALL = "all"  # what users say for all methods, slow ones as well
 ROWS = 8  # of a figure, where no other number is asked for
 _FORMATS = (".png", ".pdf", ".svg")
 
@@ -39,7 +40,7 @@ class Comparison:
 
     Attributes:
         explanations: by method's name, in the order asked for.
-        left_out: methods that the model does not admit, and why.
+        left_out: methods that the model does not admit or that are slow, and why.
     """
 
     explanations: dict[str, Explanation]
@@ -94,9 +95,11 @@ def compare(
     Args:
         model: as in `explain`.
         img: as in `explain`.
-        methods: their names; None for all that the model admits (those that it does not are in `left_out`).
+        methods: their names; "all" for all that the model admits; None for those of them that are not slow, as RISE
+            with its thousands of passes is. What is not shown is in `left_out`.
         target: as in `explain`.
-        **arguments: `layer`, `batch_size`, `device`, `amp`, `progress` as in `explain`; no options of methods.
+        **arguments: `layer`, `batch_size`, `device`, `amp`, `progress` as in `explain`; no options of methods. Methods
+            that look at no layer, or at layers of their own, do without `layer`.
 
     Raises:
         ValueError: as in `explain`; also if a method that was asked for by name cannot explain this model.
@@ -105,22 +108,31 @@ def compare(
     for name in arguments:
         if name not in known:
             raise TypeError(f"compare has no argument `{name}`; it takes {', '.join(sorted(known))}")
-    if isinstance(methods, str):
-        methods = [methods]
-    names = list_methods() if methods is None else [get_method(m).name for m in methods]
-    if not names:
-        raise ValueError("`methods` is empty: name at least one, or None for all")
+    every = methods is None or methods in (ALL, [ALL])
+    asked = [methods] if isinstance(methods, str) else methods
+    chosen = list(map(get_method, list_methods() if every or asked is None else dict.fromkeys(asked)))
+    if not chosen:
+        raise ValueError(f'`methods` is empty: name at least one, or None for all that are not slow, or "{ALL}"')
+    left_out = {
+        m.name: f'`method` "{m.name}" is slow ({m.cost}): ask for it by name'
+        for m in chosen
+        if methods is None and m.slow
+    }
     if isinstance(model, str):
         model = place(create(model), arguments.pop("device", None))
-    explainers = [Explainer(model, name, **arguments) for name in dict.fromkeys(names)]
+    layer = arguments.pop("layer", None)
+    explainers = [
+        Explainer(model, m.name, layer=layer if m.takes_layer else None, **arguments)
+        for m in dict.fromkeys(chosen)
+        if m.name not in left_out
+    ]
     loaded = Loaded(img, explainers[0].model)
     explanations: dict[str, Explanation] = {}
-    left_out: dict[str, str] = {}
     for explainer in explainers:
         try:
             explanations[explainer.method] = explainer.explain_loaded(loaded, target)
         except UnsuitableModel as error:
-            if methods is not None:
+            if not every:
                 raise
             left_out[explainer.method] = str(error)
     return Comparison(explanations, left_out)

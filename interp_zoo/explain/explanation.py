@@ -53,7 +53,7 @@ class Explanation:
         picture: (N,), int64, which of the given pictures each row is about.
         name: N file names or URLs.
         method: the method's name.
-        layer: where the model was cut.
+        layer: where the model was cut; "picture" for methods that look at the picture itself.
         cost: passes and seconds for one map, on average.
         skipped: pictures that could not be read, and why.
     """

@@ -68,7 +68,7 @@ class Target:
     function: Score | None = None
     minus: Tensor | None = None
 
-    def __getitem__(self, rows: slice) -> Target:
+    def __getitem__(self, rows: slice | Sequence[int]) -> Target:
         return replace(self, index=self.index[rows], minus=None if self.minus is None else self.minus[rows])
 
     def repeat(self, n: int) -> Target:

@@ -59,10 +59,10 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("opticam", {"objective": "probability", "iterations": 20}),
     ("opticam", {"objective": "margin", "iterations": 20}),
     ("opticam", {"objective": "difference", "iterations": 20}),
-    ("opticam", {"iterations": 25, "lr": 0.7}),
-    ("opticam", {"solver": "fast"}),
-    ("opticam", {"solver": "fast", "iterations": 15, "lr": 0.5, "early_stop": False}),
-    ("opticam", {"iterations": 7, "lr": 3.0, "early_stop": False}),
+    ("opticam", {"iterations": 15, "lr": 0.5, "early_stop": True}),
+    ("opticam", {"solver": "adam"}),
+    ("opticam", {"solver": "adam", "iterations": 25, "lr": 0.7}),
+    ("opticam", {"solver": "adam", "iterations": 7, "lr": 3.0, "early_stop": False}),
 ]
 
 pytestmark = [
@@ -102,7 +102,7 @@ def twins(name: str, kind: str, model: nn.Module, x: Tensor, **options: Any) -> 
 def packages(name: str, kind: str, model: nn.Module, x: Tensor, **options: Any) -> Tensor:
     """The package's maps, (2, h, w), in the type of `x`."""
     exp = interp_zoo.Explainer(copy.deepcopy(model).to(x.dtype), name, **options)(x, target=CLASSES[kind])
-    assert exp.layer == LAYERS[kind]
+    assert exp.layer == ("picture" if get_method(name).at_picture else LAYERS[kind])
     assert exp.target.tolist() == CLASSES[kind]
     return exp.raw.double()
 

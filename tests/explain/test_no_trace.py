@@ -188,9 +188,7 @@ class Fuse:
 @pytest.mark.parametrize(("kind", "method"), EVERY + [(k, m) for k in OTHERS for m in PASSES])
 def test_after_a_call(kind: str, method: str) -> None:
     model, x = lived_in(built(kind)), pictures(kind)
-    refused = pytest.raises(
-        ValueError, match=f'`method` "{method}" (needs (global average|ReLU)|shows what a CA|reads the attention)'
-    )
+    refused = pytest.raises(ValueError, match=f'`method` "{method}" (needs .*(average|ReLU)|shows what a CA|reads the)')
     for _ in range(2):  # the cut is looked for, then known
         with no_trace(model, x), refused if (kind, method) in REFUSED else nullcontext():
             run(model, method, x)

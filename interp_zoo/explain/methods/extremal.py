@@ -28,6 +28,8 @@ _DIGITS = 6  # values that agree so far are ranked by their place, so that round
     paper="Fong, Patrick and Vedaldi, ICCV 2019",
     cost="1 + iterations forward, iterations backward, for each area (iterations = 800)",
     aliases=("extremal",),
+    at_picture=True,
+    slow=True,
 )
 def extremal_perturbation(
     anatomy: Anatomy, pixels: Tensor, target: Target, *, areas: tuple[float, ...] = (0.1,), iterations: int = 800
@@ -48,6 +50,7 @@ def extremal_perturbation(
         raise ValueError(f"`areas` is {areas}, but must be shares between 0 and 1, such as (0.05, 0.1)")
     if iterations < 1:
         raise ValueError(f"`iterations` is {iterations}, but must be at least 1")
+    anatomy.hasten(pixels)
     x = anatomy.normalise(pixels.detach())
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     masks = SmoothMasks.of(x)

@@ -10,7 +10,7 @@ from interp_zoo.explain.methods.registry import register
 from interp_zoo.explain.targets import Target
 
 
-@register("fakecam", paper="Poppi et al., CVPR workshops 2021", cost="none of its own", floor=True)
+@register("fakecam", paper="Poppi et al., CVPR workshops 2021", cost="none of its own", floor=True, at_picture=True)
 def fakecam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
     """One everywhere but in the top left pixel, at the picture's size: metrics should tell it from a map."""
     maps = pixels.new_ones(len(pixels), *pixels.shape[2:])
@@ -24,6 +24,7 @@ def fakecam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
     cost="none of its own",
     aliases=("centre_gaussian",),
     floor=True,
+    at_picture=True,
 )
 def center_gaussian(anatomy: Anatomy, pixels: Tensor, target: Target, *, sigma: float = 0.25) -> Tensor:
     """A Gaussian in the middle, where photographers put things: the same map for every picture.
@@ -41,7 +42,7 @@ def center_gaussian(anatomy: Anatomy, pixels: Tensor, target: Target, *, sigma: 
     return torch.outer(rows, columns).expand(len(pixels), -1, -1)
 
 
-@register("random", paper="none", cost="none of its own", floor=True)
+@register("random", paper="none", cost="none of its own", floor=True, at_picture=True)
 def random(anatomy: Anatomy, pixels: Tensor, target: Target, *, seed: int = 0, grid: int = 7) -> Tensor:
     """Uniform noise on a grid as coarse as a network's last map: another map for every picture.
 

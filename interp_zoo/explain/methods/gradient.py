@@ -21,13 +21,13 @@ _COST = "2 forward, 1 backward"
 _STEPS = 50  # of integrated gradients, as captum
 
 
-@register("saliency", paper="Simonyan, Vedaldi and Zisserman, ICLR workshop 2014", cost=_COST)
+@register("saliency", paper="Simonyan, Vedaldi and Zisserman, ICLR workshop 2014", cost=_COST, at_picture=True)
 def saliency(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
     """How much the score changes with a pixel: max over channels of |dy / dx|."""
     return _largest(_gradient(anatomy, _taken(anatomy, pixels), target))
 
 
-@register("input_x_gradient", paper="Shrikumar et al., 2016, arXiv 1605.01713", cost=_COST)
+@register("input_x_gradient", paper="Shrikumar et al., 2016, arXiv 1605.01713", cost=_COST, at_picture=True)
 def input_x_gradient(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
     """What a pixel adds to a score that is linear in it: sum over channels of x dy / dx."""
     return _total(_input_x_gradient(anatomy, _taken(anatomy, pixels), target))
@@ -39,6 +39,7 @@ def input_x_gradient(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor
     cost=_COST,
     needs="ReLU or ReLU6",
     aliases=("guided_backpropagation",),
+    at_picture=True,
 )
 def guided_backprop(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
     """The gradient, of which each ReLU lets through what is positive: max over channels of |.|.
@@ -54,6 +55,7 @@ def guided_backprop(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
     paper="Sundararajan, Taly and Yan, ICML 2017",
     cost="1 + steps forward, steps backward",
     aliases=("ig",),
+    at_picture=True,
 )
 def integrated_gradients(anatomy: Anatomy, pixels: Tensor, target: Target, *, steps: int = _STEPS) -> Tensor:
     """What each pixel adds to the score on the way from the mean colour to the picture: sum over channels of x mean(G).
@@ -68,10 +70,13 @@ def integrated_gradients(anatomy: Anatomy, pixels: Tensor, target: Target, *, st
         steps: in how many places of the way the gradient is taken.
     """
     _at_least_one(steps=steps)
+    anatomy.hasten(pixels)
     return _total(_integrated(anatomy, _taken(anatomy, pixels), target, steps))
 
 
-@register("smoothgrad", paper="Smilkov et al., 2017, arXiv 1706.03825", cost="1 + n forward, n backward")
+@register(
+    "smoothgrad", paper="Smilkov et al., 2017, arXiv 1706.03825", cost="1 + n forward, n backward", at_picture=True
+)
 def smoothgrad(
     anatomy: Anatomy,
     pixels: Tensor,
@@ -99,6 +104,8 @@ def smoothgrad(
     if sigma <= 0:
         raise ValueError(f"`sigma` is {sigma}, but must be above 0")
     attribution, as_one = _METHODS[of]
+    if of != "guided_backprop":  # which listens to the network's own activations
+        anatomy.hasten(pixels)
     x = _taken(anatomy, pixels)
     mean = torch.zeros_like(x)
     for i in range(len(x)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,17 +16,19 @@ from interp_zoo.explain.targets import Target
 Objective = Literal["logit", "probability", "margin", "difference"]
 Solver = Literal["fast", "adam"]
 _OBJECTIVES = ("logit", "probability", "margin", "difference")
+_TOGETHER = 8  # pictures in a pass on a CPU, whose caches more of them leave
 _CHECKS = 10  # how often, over all iterations, a picture may stop
 
 
 @dataclass(frozen=True)
 class _Solver:
-    """Adam, with a learning rate that falls to nothing from a share of the steps on."""
+    """Adam, with a learning rate that falls to nothing from a share of the steps on (1: not at all)."""
 
     iterations: int
     lr: float
     betas: tuple[float, float]
     falls_from: float
+    early_stop: bool
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step, from 0."""
@@ -34,13 +36,16 @@ class _Solver:
         return self.lr * min(1.0, left / (1 - self.falls_from)) if self.falls_from < 1 else self.lr
 
 
-_SOLVERS = {"adam": _Solver(100, 0.1, (0.9, 0.999), 1.0), "fast": _Solver(40, 1.0, (0.8, 0.8), 0.5)}
+_SOLVERS = {
+    "adam": _Solver(100, 0.1, (0.9, 0.999), 1.0, early_stop=True),
+    "fast": _Solver(30, 0.6, (0.3, 0.3), 0.5, early_stop=False),  # whose last steps gain most
+}
 
 
 @register(
     "opticam",
     paper="Zhang, Torres, Sicre, Avrithis and Ayache, CVIU 2024",
-    cost="up to 102 forward, 100 backward (fast: 42, 40)",
+    cost="32 forward, 30 backward (adam: up to 102, 100)",
 )
 def opticam(
     anatomy: Anatomy,
@@ -48,17 +53,17 @@ def opticam(
     target: Target,
     *,
     objective: Objective = "logit",
-    solver: Solver = "adam",
+    solver: Solver = "fast",
     iterations: int | None = None,
     lr: float | None = None,
-    early_stop: bool = True,
+    early_stop: bool | None = None,
 ) -> Tensor:
     """Optimises the maps' weights so that the picture, masked by their sum, scores best.
 
     S(u) = sum_k softmax(u)_k ReLU(A_k), with u maximising the score of the picture masked by n(up(S(u))).
-    Each picture is optimised by itself (u = 0.5 at first), stops by itself, and gives its best map, so that neighbours
-    in the batch change nothing. Where the network has BatchNorms, masked pictures go through a copy in which they are
-    folded into the convolutions.
+    Each picture is optimised for itself (u = 0.5 at first), stops by itself, and gives its best map. Pictures go
+    through the network together where that changes no bit of what it makes of each. Where it has BatchNorms, they go
+    through a copy in which these are folded into the convolutions.
 
     Args:
         anatomy: the cut model.
@@ -66,18 +71,19 @@ def opticam(
         target: what is explained.
         objective: what is maximised on the masked picture: the target's logit (the paper), its probability, its margin
             over the best other class, or minus its distance to the unmasked picture's score ("difference").
-        solver: "adam" as in the paper, or "fast": fewer and larger steps with shorter memories, whose size falls to
-            nothing over the second half.
-        iterations: the most steps; None for the solver's own, 100 or 40.
-        lr: the learning rate; None for the solver's own, 0.1 or 1.
-        early_stop: whether a picture stops when, at one of ten checks, it is worse than at the check before.
+        solver: "adam" as in the paper, or "fast": fewer and larger steps of an Adam with a short memory, whose size
+            falls to nothing over the second half. docs/benchmark.md compares what they reach and what they take.
+        iterations: how many steps; None for the solver's own: 30 of "fast", at most 100 of "adam".
+        lr: the learning rate; None for the solver's own: 0.6, or 0.1.
+        early_stop: whether a picture stops when, at one of ten checks, it is worse than at the check before; None for
+            the solver's own: "adam" does.
     """
     if objective not in _OBJECTIVES:
         raise ValueError(f'`objective` is "{objective}", but must be one of {", ".join(_OBJECTIVES)}')
     if solver not in _SOLVERS:
         raise ValueError(f'`solver` is "{solver}", but must be one of {", ".join(_SOLVERS)}')
-    how = _SOLVERS[solver]
-    how = replace(how, iterations=how.iterations if iterations is None else iterations, lr=how.lr if lr is None else lr)
+    given: dict[str, Any] = {"iterations": iterations, "lr": lr, "early_stop": early_stop}
+    how = replace(_SOLVERS[solver], **{name: value for name, value in given.items() if value is not None})
     if not how.lr > 0:
         raise ValueError(f"`lr` is {lr}, but must be above 0")
     if how.iterations < 1:
@@ -87,59 +93,89 @@ def opticam(
             f'`objective` "{objective}" needs a class as target: use "logit" with a function of the logits'
         )
     anatomy.hasten(pixels)
-    best = []
-    for i in range(len(pixels)):
-        # A batch's maps differ from a picture's own in the last digits, and a hundred steps of Adam make that visible.
-        one, row = pixels if len(pixels) == 1 else pixels[i : i + 1], target[i : i + 1]
-        split = anatomy.split(one)
-        maps, full = split.maps.detach()[0].relu(), row.score(split.logits.detach())[0]
-        best.append(_optimise(anatomy, maps, one, row, full, objective, how, early_stop=early_stop))
-    return torch.stack(best)
+    maps, full = [], []
+    for i in range(len(pixels)):  # a batch's maps differ from a picture's own in the last digits, which steps enlarge
+        split = anatomy.split(pixels if len(pixels) == 1 else pixels[i : i + 1])
+        maps.append(split.maps.detach()[0].relu())
+        full.append(target[i : i + 1].score(split.logits.detach())[0])
+    goal = _Goal(anatomy, torch.stack(maps), pixels, target, torch.stack(full), objective)
+    return _optimise(goal, how)
 
 
-def _optimise(
-    anatomy: Anatomy,
-    maps: Tensor,
-    pixels: Tensor,
-    target: Target,
-    full: Tensor,
-    objective: Objective,
-    how: _Solver,
-    *,
-    early_stop: bool,
-) -> Tensor:
-    """The best S (h, w) for one picture (1, channels, H, W) with maps (C, h, w) and unmasked score `full`."""
-    u = maps.new_full((len(maps),), 0.5, requires_grad=True)
+@dataclass(frozen=True)
+class _Goal:
+    """What is maximised for n pictures (n, channels, H, W) with maps (n, C, h, w) and unmasked scores `full` (n,)."""
+
+    anatomy: Anatomy
+    maps: Tensor
+    pixels: Tensor
+    target: Target
+    full: Tensor
+    objective: Objective
+
+    def of(self, rows: list[int]) -> _Goal:
+        """That of some of the pictures."""
+        own = {name: getattr(self, name)[rows] for name in ("maps", "pixels", "target", "full")}
+        return replace(self, **own)
+
+    def parts(self, rows: list[int]) -> list[tuple[list[int], _Goal]]:
+        """Some rows as few goals, if they change nothing for each other; else a goal each."""
+        most = _TOGETHER if self.pixels.device.type == "cpu" else len(rows)
+        found = []
+        for start in range(0, len(rows), most):
+            some = rows[start : start + most]
+            goal = self.of(some)
+            alike = self.anatomy.alike(goal.pixels, goal.target)
+            found += [(some, goal)] if alike else [([i], self.of([i])) for i in some]
+        return found
+
+    def climb(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """S (n, h, w), what it is worth (n,), and which way up that is, (n, C), for u (n, C)."""
+        u = u.detach().requires_grad_()
+        with torch.enable_grad():
+            weighed = zip(u.softmax(1), self.maps, strict=True)
+            saliency = [(w @ a.flatten(1)).view(1, *a.shape[1:]) for w, a in weighed]
+            size = (self.pixels.shape[2], self.pixels.shape[3])
+            mask = torch.cat([masking.minmax(masking.up(s, size)) for s in saliency])  # sums round otherwise in batches
+            value = self._value(self.anatomy.logits(masking.apply(self.pixels, mask)))
+            (gradient,) = torch.autograd.grad(value.sum(), u)
+        self.anatomy.passes.backward += len(u)
+        if self.anatomy.tick is not None:
+            self.anatomy.tick(len(u))
+        return torch.cat(saliency).detach(), value.detach(), gradient
+
+    def _value(self, logits: Tensor) -> Tensor:
+        if self.objective == "probability":
+            return self.target.probability(logits)
+        if self.objective == "margin":
+            return self.target.margin(logits)
+        score = self.target.score(logits)
+        return score if self.objective == "logit" else -(score - self.full).abs()
+
+
+def _optimise(goal: _Goal, how: _Solver) -> Tensor:
+    """The best S of each picture, (n, h, w)."""
+    u = goal.maps.new_full(goal.maps.shape[:2], 0.5)
     adam = torch.optim.Adam([u], lr=how.lr, betas=how.betas)
     every = max(1, how.iterations // _CHECKS)
-    best, best_value, checked = maps.mean(0), -torch.inf, -torch.inf
+    best, best_value, checked = goal.maps.mean(1), u.new_full((len(u),), -torch.inf), u.new_full((len(u),), -torch.inf)
+    parts = goal.parts(list(range(len(u))))
     for step in range(how.iterations):
-        with torch.enable_grad():
-            saliency = torch.einsum("k,khw->hw", u.softmax(0), maps)
-            mask = masking.minmax(masking.up(saliency[None], (pixels.shape[2], pixels.shape[3])))
-            value = _value(anatomy.logits(masking.apply(pixels, mask)), target, full, objective)
-            (gradient,) = torch.autograd.grad(value, u)
-        anatomy.passes.backward += 1
-        if anatomy.tick is not None:
-            anatomy.tick(1)
-        now = value.item()
-        if now > best_value:
-            best, best_value = saliency.detach(), now
-        if early_stop and step % every == 0:
-            if now < checked:
+        u.grad, stopped = torch.zeros_like(u), set()
+        for rows, part in parts:
+            saliency, value, gradient = part.climb(u[rows])
+            better = value > best_value[rows]
+            best[rows] = torch.where(better[:, None, None], saliency, best[rows])
+            best_value[rows] = torch.where(better, value, best_value[rows])
+            u.grad[rows] = -gradient
+            if how.early_stop and step % every == 0:
+                stopped |= {i for i, worse in zip(rows, (value < checked[rows]).tolist(), strict=True) if worse}
+                checked[rows] = value
+        if stopped:
+            left = [i for rows, _ in parts for i in rows if i not in stopped]
+            if not left:
                 break
-            checked = now
-        u.grad = -gradient
+            parts = goal.parts(left)
         adam.param_groups[0]["lr"] = how.lr_at(step)
         adam.step()
     return best
-
-
-def _value(logits: Tensor, target: Target, full: Tensor, objective: Objective) -> Tensor:
-    """What is maximised, a scalar."""
-    if objective == "probability":
-        return target.probability(logits)[0]
-    if objective == "margin":
-        return target.margin(logits)[0]
-    score = target.score(logits)[0]
-    return score if objective == "logit" else -(score - full).abs()

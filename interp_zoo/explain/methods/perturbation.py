@@ -17,7 +17,12 @@ from interp_zoo.explain.targets import Target
 Score = Literal["probability", "logit"]
 
 
-@register("occlusion", paper="Zeiler and Fergus, ECCV 2014", cost="1 + windows forward (362 for a square picture)")
+@register(
+    "occlusion",
+    paper="Zeiler and Fergus, ECCV 2014",
+    cost="1 + windows forward (362 for a square picture)",
+    at_picture=True,
+)
 def occlusion(
     anatomy: Anatomy,
     pixels: Tensor,
@@ -43,6 +48,7 @@ def occlusion(
     side, step = (max(1, round(share * min(x.shape[2:]))) for share in (window, stride))
     tops, lefts = (range(0, math.ceil((length - side) / step) * step + 1, step) for length in x.shape[2:])
     corners = [(top, left) for top in tops for left in lefts]
+    anatomy.hasten(pixels)
     full = _rate(target, score)(anatomy.split(pixels).logits.detach())
     drops, times = full.new_zeros(len(x), *x.shape[2:]), full.new_zeros(x.shape[2:])
     for top, left in corners:
@@ -59,7 +65,9 @@ def occlusion(
     return drops / times
 
 
-@register("rise", paper="Petsiuk, Das and Saenko, BMVC 2018", cost="1 + n forward (n = 8000)")
+@register(
+    "rise", paper="Petsiuk, Das and Saenko, BMVC 2018", cost="1 + n forward (n = 8000)", at_picture=True, slow=True
+)
 def rise(
     anatomy: Anatomy,
     pixels: Tensor,
@@ -90,6 +98,7 @@ def rise(
             raise ValueError(f"`{name}` is {value}, but must be at least 1")
     if not 0 < p < 1:
         raise ValueError(f"`p` is {p}, but must be between 0 and 1")
+    anatomy.hasten(pixels)
     size = (pixels.shape[2], pixels.shape[3])
     generator = torch.Generator().manual_seed(seed)
     cells = torch.rand(n, grid, grid, generator=generator) < p

@@ -34,6 +34,8 @@ class Method:
         aliases: other names that users give.
         watch: the modules of a model whose inputs the method reads (`Split.watched`), or None.
         floor: whether its maps say nothing of what the model sees, so that metrics are to rank it last.
+        at_picture: whether it looks at the picture (or at nothing), and not at a layer.
+        slow: whether a map takes so many passes that nobody should wait for it without having asked for it by name.
     """
 
     name: str
@@ -44,6 +46,13 @@ class Method:
     aliases: tuple[str, ...] = ()
     watch: Watch | None = None
     floor: bool = False
+    at_picture: bool = False
+    slow: bool = False
+
+    @property
+    def takes_layer(self) -> bool:
+        """Whether the user can say where the model is cut."""
+        return not (self.at_picture or self.watch)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -84,6 +93,8 @@ def register(
     aliases: tuple[str, ...] = (),
     watch: Watch | None = None,
     floor: bool = False,
+    at_picture: bool = False,
+    slow: bool = False,
 ) -> Callable[[MethodFunction], MethodFunction]:
     """Registers the decorated function as a method under `name`; see `Method` for the rest.
 
@@ -95,7 +106,7 @@ def register(
         for word in (name, *aliases):
             if any(_plain(word) in map(_plain, (m.name, *m.aliases)) for m in _METHODS.values()):
                 raise ValueError(f'`name` "{word}" is taken by another method: choose another')
-        _METHODS[name] = Method(name, function, paper, cost, needs, aliases, watch, floor)
+        _METHODS[name] = Method(name, function, paper, cost, needs, aliases, watch, floor, at_picture, slow)
         return function
 
     return add
