@@ -22,6 +22,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import timm
 import torch
 from rich import box
 from rich.console import Console
@@ -33,6 +34,7 @@ from interp_zoo import Explainer
 from interp_zoo.benchmarking import training
 from interp_zoo.benchmarking.explaining import PEER, forward, race_gradcam, race_masks, race_metrics
 from interp_zoo.benchmarking.measuring import HEADER, Row, make_model, race, to_markdown
+from interp_zoo.benchmarking.searching import examples, race_opticam, race_perturbations
 from interp_zoo.explain.render import to_image
 
 
@@ -74,7 +76,8 @@ def conditions(args: argparse.Namespace) -> list[str]:
     packages = ", ".join(f"{name} {version(name)}" for name in ("interp_zoo", "torch", "timm", PEER))
     return [
         f"Command: `{' '.join(['python recipes/benchmark.py', *sys.argv[1:]])}`",
-        f"{args.model} at {args.size} x {args.size}, untrained; medians of {args.repetitions} repetitions in turns "
+        f"{args.model} at {args.size} x {args.size}, untrained (for Opti-CAM {args.trained} and real pictures, once); "
+        f"medians of {args.repetitions} repetitions in turns "
         f"(imports: {args.processes} processes each, evaluate.py: {args.launches} launches each, at the model's own "
         "size), with the fastest and the slowest",
         f"{packages}, Python {platform.python_version()}",
@@ -91,6 +94,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5, help="how often each of two is timed (5)")
     parser.add_argument("--processes", type=int, default=7, help="how often each import is timed (7)")
     parser.add_argument("--races", default="", help="some of them, such as import,gradcam (all)")
+    parser.add_argument("--trained", default="demo_efficientnet_lite0", help="for Opti-CAM (demo_efficientnet_lite0)")
+    parser.add_argument("--data-dir", type=Path, help="a folder with pictures for Opti-CAM (scikit-image's)")
+    parser.add_argument("--examples", type=int, default=16, help="how many of them (16)")
     parser.add_argument("--train-batch", type=int, default=64, help="pictures in a training step (64)")
     parser.add_argument("--pictures", type=int, default=24, help="pictures for evaluate.py (24)")
     parser.add_argument("--launches", type=int, default=3, help="how often evaluate.py is launched each way (3)")
@@ -109,6 +115,10 @@ def main() -> None:
         "import": lambda: [race_import(args.processes)],
         "gradcam": lambda: race_gradcam(model, x, classes, layer, args.repetitions),
         "masks": lambda: race_masks(model, x[:1], classes[:1], layer, args.repetitions),
+        "perturbations": lambda: race_perturbations(model, x[:1], classes[:1], args.repetitions),
+        "opticam": lambda: race_opticam(
+            timm.create_model(args.trained, pretrained=True).eval(), examples(args.data_dir, args.examples), 1
+        ),
         "metrics": lambda: race_metrics(model, x, classes, args.repetitions),
         "processes": lambda: [race_processes(model, args.model, pictures, args.launches)],
         "stream": lambda: training.race_stream(args.train_batch, args.repetitions),

@@ -19,7 +19,7 @@ from pytorch_grad_cam.metrics.road import ROADMostRelevantFirstAverage
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
 from torch import Tensor, nn
 
-from interp_zoo.benchmarking.measuring import Row, race
+from interp_zoo.benchmarking.measuring import SAME_MAPS, Row, race
 from interp_zoo.explain import Explainer
 from interp_zoo.metrics.functional import deletion_curve, insertion_curve
 
@@ -41,12 +41,19 @@ class Peer:
             return torch.from_numpy(self.cam(x, [ClassifierOutputTarget(c) for c in classes]))
 
     def race(
-        self, what: str, explainer: Explainer, x: Tensor, classes: list[int], repetitions: int, goal: float | None
+        self,
+        what: str,
+        explainer: Explainer,
+        x: Tensor,
+        classes: list[int],
+        repetitions: int,
+        goal: float | None,
+        tolerance: float = SAME_MAPS,
     ) -> Row:
         """The same maps from both, first compared, then timed."""
         difference = (explainer.maps(x, classes) - self(x, classes)).abs().max().item()
         ours, base = race(partial(explainer.maps, x, classes), partial(self, x, classes), repetitions)
-        return Row(what, ours, f"{PEER}'s {self.name}", base, "x as fast", goal, difference)
+        return Row(what, ours, f"{PEER}'s {self.name}", base, "x as fast", goal, difference, tolerance)
 
 
 def forward(model: nn.Module, *batches: Tensor) -> Tensor:
@@ -77,7 +84,12 @@ def race_masks(model: nn.Module, x: Tensor, classes: list[int], layer: str, repe
     yield Peer("AblationCAM", model, layer).race(what, explainer, x, classes, repetitions, goal=200)
     explainer = Explainer(model, "scorecam", batch_size=MASKED_AT_ONCE, mask_space="normalised", align_corners=True)
     what = "Score-CAM, 1 picture"
-    yield Peer("ScoreCAM", model, layer).race(what, explainer, x, classes, repetitions, goal=None)
+    peer = Peer("ScoreCAM", model, layer)
+    yield peer.race(what, explainer, x, classes, repetitions, goal=1.5)
+    half = Explainer(
+        model, "scorecam", batch_size=MASKED_AT_ONCE, mask_space="normalised", align_corners=True, amp="bf16"
+    )
+    yield peer.race(f"{what}, amp=bf16", half, x, classes, repetitions, goal=2.5, tolerance=0.02)
     channels = explainer.features(x).shape[1]
     for layout, pictures in layouts(x.repeat(MASKED_AT_ONCE, 1, 1, 1)):
         batches = [pictures[: len(masks)] for masks in torch.arange(channels).split(MASKED_AT_ONCE)]

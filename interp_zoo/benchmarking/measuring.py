@@ -44,6 +44,8 @@ class Row:
         kind: what the ratio says: "x its time" (ours by its, small is good), "x as fast" (its by ours), or "s more".
         goal: the most, or for "x as fast" the least, that is wanted; None for rows that only inform.
         difference: the largest difference of two values of the maps, both in [0, 1]; None without a peer.
+        tolerance: how much they may differ to be called the same.
+        worse: in what our result is worse than the other's, so that the goal is not met however fast it is; or "".
     """
 
     what: str
@@ -53,6 +55,8 @@ class Row:
     kind: Literal["x its time", "x as fast", "s more"] = "x its time"
     goal: float | None = None
     difference: float | None = None
+    tolerance: float = SAME_MAPS
+    worse: str = ""
 
     @property
     def ratio(self) -> float:
@@ -70,7 +74,8 @@ class Row:
             return *times, "", "", difference
         least = self.kind == "x as fast"
         met = self.ratio >= self.goal if least else self.ratio <= self.goal
-        verdict = ("yes" if met else "no") if (self.difference or 0) <= SAME_MAPS else "other maps"
+        verdict = "other maps" if (self.difference or 0) > self.tolerance else "yes" if met else "no"
+        verdict = f"no: worse {self.worse}" if self.worse else verdict
         return *times, f"at {'least' if least else 'most'} {self.goal:g}", verdict, difference
 
 

@@ -21,6 +21,7 @@ def test_floors_are_always_there() -> None:
     assert [spec.text for spec in parse_methods("gradcam")] == ["gradcam", *FLOORS]
     assert [spec.text for spec in parse_methods(" random, Grad-CAM ,")] == ["random", "gradcam", *FLOORS[:2]]
     assert [spec.text for spec in parse_methods("all")] == list_methods()
+    assert [spec.text for spec in parse_methods("quick")] == [m for m in list_methods() if not get_method(m).slow]
 
 
 def test_options() -> None:
@@ -31,12 +32,15 @@ def test_options() -> None:
         {"iterations": 10, "lr": 0.5},
     )
     assert (margin.text, margin.options) == ("opticam:objective=margin", {"objective": "margin"})
+    both, other, *_ = parse_methods("extremal:areas=(0.05, 0.1):iterations=9, rise:n=5")
+    assert (both.name, both.options) == ("extremal_perturbation", {"areas": (0.05, 0.1), "iterations": 9})
+    assert other.options == {"n": 5}
 
 
 @pytest.mark.parametrize(
     ("text", "kind", "match"),
     [
-        ("", ValueError, "`methods` is empty: name some with commas between, or all"),
+        ("", ValueError, "`methods` is empty: name some with commas between, or quick, or all"),
         ("gradcan", ValueError, r'`method` "gradcan" is unknown \(did you mean gradcam.*\?\); known: '),
         ("opticam:iteration=3", TypeError, r'method "opticam" has no option `iteration` \(did you mean iterations'),
         ("opticam:iterations", ValueError, '`methods` has the option "iterations", but it must be name=value'),

@@ -67,16 +67,16 @@ def _best_masks(
     anatomy: Anatomy, masks: SmoothMasks, x: Tensor, target: Target, areas: tuple[float, ...], iterations: int
 ) -> Tensor:
     """Masks (areas, H, W) for one picture (channels, H, W)."""
-    levels, places = _blurred(x), x.new_ones(len(areas), *masks.grid)
+    levels, places = blurred(x), x.new_ones(len(areas), *masks.grid)
     pull, weight, mask = torch.zeros_like(places), _WEIGHT, x
     for step in range(iterations):
         places.requires_grad_()
         with torch.enable_grad():
             wide = masks(places)
             mask = masks.cropped(wide)
-            shown = _between(levels, mask)
+            shown = between(levels, mask)
             logits = anatomy.logits(shown.flip(3) if step % 2 == 0 else shown, normalised=True)
-            distance = (wide - _ideal(wide.detach(), areas)).square().mean((1, 2))
+            distance = (wide - ideal(wide.detach(), areas)).square().mean((1, 2))
             (gradient,) = torch.autograd.grad((target.score(logits) - weight * distance).sum(), places)
         anatomy.passes.backward += len(areas)
         if anatomy.tick is not None:
@@ -129,7 +129,7 @@ class SmoothMasks:
         return wide[:, _REACH : _REACH + height, _REACH : _REACH + width]
 
 
-def _blurred(x: Tensor) -> Tensor:
+def blurred(x: Tensor) -> Tensor:
     """The picture (channels, H, W) under ever less blur, (levels, channels, H, W); beyond its border all is 0."""
     found = []
     for level in range(_LEVELS):
@@ -149,7 +149,7 @@ def _gaussian(length: int, sigma: float) -> Tensor:
     return torch.where(apart.abs() <= reach, (bell / bell.sum())[(apart + reach).clamp(0, 2 * reach)], 0)
 
 
-def _between(levels: Tensor, mask: Tensor) -> Tensor:
+def between(levels: Tensor, mask: Tensor) -> Tensor:
     """Pictures (n, channels, H, W) that are at the last level where masks (n, H, W) are 1, and at the first for 0."""
     place = mask[:, None] * (len(levels) - 1)
     low = place.detach().floor().long().clamp(0, len(levels) - 1)
@@ -159,7 +159,7 @@ def _between(levels: Tensor, mask: Tensor) -> Tensor:
     return (1 - share) * below + share * above
 
 
-def _ideal(wide: Tensor, areas: tuple[float, ...]) -> Tensor:
+def ideal(wide: Tensor, areas: tuple[float, ...]) -> Tensor:
     """For each mask ones where it is largest, as many as its area has, and zeros elsewhere."""
     values = wide.flatten(1)
     order = values.round(decimals=_DIGITS).argsort(dim=1, stable=True)

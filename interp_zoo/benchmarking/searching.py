@@ -1,0 +1,176 @@
+"""Races of methods that run the network hundreds of times, against the loops of those who published them.
+
+The loops are written here from the papers and what is known of the authors' code: Opti-CAM's demo (Adam, one batch, the
+parameters' gradients taken along), TorchRay's RISE and extremal perturbations (parameters frozen). They run the network
+as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from interp_zoo.benchmarking.measuring import Row, race
+from interp_zoo.explain import Explainer, Explanation, masking
+from interp_zoo.explain.inputs import EXTENSIONS
+from interp_zoo.explain.methods.extremal import SmoothMasks, between, blurred, ideal
+from interp_zoo.metrics.functional import average_drop, average_gain
+
+RISE_MASKS, EXTREMAL_STEPS = 512, 40  # of the 8,000 and 800 by default: each costs the same
+_PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+_AT_ONCE = 32  # masks in TorchRay's RISE
+
+
+def examples(folder: Path | None, count: int) -> list[Path]:
+    """Real pictures: so many of a folder, evenly spaced; without one, those that scikit-image carries."""
+    if folder is None:
+        return [Path(str(resources.files("skimage") / "data" / name)) for name in _PICTURES]
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS)
+    if len(files) < count:
+        raise ValueError(f"`data_dir` {folder} holds {len(files)} pictures, but {count} are asked for")
+    return [files[i * len(files) // count] for i in range(count)]
+
+
+def race_opticam(model: nn.Module, pictures: Sequence[Any], repetitions: int) -> Iterator[Row]:
+    """Opti-CAM by both solvers against the published loop; what they reach stands beside what they take.
+
+    Args:
+        model: a trained network (else there is nothing to reach), of which `forward_features` gives the maps.
+        pictures: as in `explain`.
+        repetitions: how often each is timed.
+    """
+    before = Explainer(model, "opticam", iterations=1)(pictures)
+    classes = before.target
+    with Explainer(model, "opticam").anatomy(pictures) as (anatomy, pixels):
+        mean, std = anatomy.mean[:, None, None], anatomy.std[:, None, None]
+
+    def published() -> Tensor:
+        return published_opticam(model, pixels, classes, mean, std)
+
+    loops = reached(model, pixels, published(), before, mean, std)
+    for solver, goal in (("fast", 10), ("adam", None)):
+        explainer = Explainer(model, "opticam", solver=solver)
+        own = reached(model, pixels, explainer.maps(pictures), before, mean, std)
+        ours, base = race(partial(explainer.maps, pictures), published, repetitions)
+        what = f"Opti-CAM ({solver}), {len(pixels)} pictures: {_told(own)}"
+        worse = {"logit": own[0] < 0.98 * loops[0], "AD": own[1] > loops[1] + 0.5, "AG": own[2] < loops[2] - 1}
+        yield Row(
+            what,
+            ours,
+            f"the published loop: {_told(loops)}",
+            base,
+            "x as fast",
+            goal,
+            worse=" and ".join(name for name, is_worse in worse.items() if is_worse),
+        )
+
+
+def reached(
+    model: nn.Module, pixels: Tensor, maps: Tensor, before: Explanation, mean: Tensor, std: Tensor
+) -> tuple[float, float, float]:
+    """The masked pictures' mean logit of their class, and average drop and gain in percent, under maps (n, H, W)."""
+    rows = torch.arange(len(pixels))
+    with torch.no_grad():
+        logits = model((masking.apply(pixels, maps) - mean) / std)
+    after = logits.softmax(1)[rows, before.target]
+    figures = logits[rows, before.target], *(f(before.probability, after) for f in (average_drop, average_gain))
+    logit, drop, gain = (figure.mean().item() for figure in figures)
+    return logit, drop, gain
+
+
+def published_opticam(model: nn.Module, pixels: Tensor, classes: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Maps (n, H, W): 100 steps of Adam with rate 0.1 on one batch; of each picture the best of them."""
+    features: Any = model.forward_features
+    with torch.no_grad():
+        maps = features((pixels - mean) / std).relu()
+    size, rows = (pixels.shape[2], pixels.shape[3]), torch.arange(len(pixels))
+    u = torch.full(maps.shape[:2], 0.5, requires_grad=True)
+    adam = torch.optim.Adam([u], lr=0.1)
+    best, most = torch.zeros_like(pixels[:, 0]), torch.full((len(pixels),), -torch.inf)
+    for _ in range(100):
+        mask = masking.minmax(masking.up((u.softmax(1)[..., None, None] * maps).sum(1), size))
+        logit = model((pixels * mask[:, None] - mean) / std)[rows, classes]
+        model.zero_grad()
+        adam.zero_grad()
+        (-logit.sum()).backward()
+        better = logit.detach() > most
+        best[better], most[better] = mask.detach()[better], logit.detach()[better]
+        adam.step()
+    model.zero_grad()
+    return best
+
+
+def race_perturbations(model: nn.Module, x: Tensor, classes: list[int], repetitions: int) -> Iterator[Row]:
+    """RISE and extremal perturbations of a picture (1, channels, H, W), as the model takes it, against such loops."""
+    with Explainer(model, "rise").anatomy(x) as (anatomy, pixels):
+        mean, std = anatomy.mean[:, None, None], anatomy.std[:, None, None]
+    options: dict[str, tuple[str, int]] = {
+        "rise": ("n", RISE_MASKS),
+        "extremal_perturbation": ("iterations", EXTREMAL_STEPS),
+    }
+    loops = {
+        "rise": partial(torchray_rise, model, pixels, classes[0], mean, std),
+        "extremal_perturbation": partial(torchray_extremal, model, x, classes[0]),
+    }
+    for name, loop in loops.items():
+        option, many = options[name]
+        explainer = Explainer(model, name, **{option: many})  # type: ignore[arg-type]
+        difference = (explainer.maps(x, classes) - masking.minmax(loop())).abs().max().item()
+        ours, base = race(partial(explainer.maps, x, classes), loop, repetitions)
+        what = f"{name}, {option}={many}, 1 picture"
+        yield Row(what, ours, "TorchRay's loop", base, "x as fast", 1.3, difference, tolerance=0.02)
+
+
+def torchray_rise(model: nn.Module, pixels: Tensor, c: int, mean: Tensor, std: Tensor) -> Tensor:
+    """The map (1, H, W) of a picture (1, channels, H, W), with the masks that our method draws."""
+    height, width = pixels.shape[2:]
+    generator, grid = torch.Generator().manual_seed(0), 7
+    cells = (torch.rand(RISE_MASKS, grid, grid, generator=generator) < 0.5).float()
+    down, right = (torch.randint(-(-n // grid), (RISE_MASKS,), generator=generator).tolist() for n in (height, width))
+    larger = [(grid + 1) * -(-n // grid) for n in (height, width)]
+    total = torch.zeros(1, height, width)
+    with torch.no_grad():
+        for start in range(0, RISE_MASKS, _AT_ONCE):
+            some = range(start, min(start + _AT_ONCE, RISE_MASKS))
+            big = F.interpolate(cells[some.start : some.stop, None], size=larger, mode="bilinear", align_corners=False)
+            cut = [
+                m[:, down[i] : down[i] + height, right[i] : right[i] + width] for i, m in zip(some, big, strict=True)
+            ]
+            masks = torch.stack(cut)
+            scores = model((pixels * masks - mean) / std).softmax(1)[:, c]
+            total += (scores[:, None, None, None] * masks).sum(0)
+    return total / RISE_MASKS / 0.5
+
+
+def torchray_extremal(model: nn.Module, x: Tensor, c: int, area: float = 0.1) -> Tensor:
+    """The map (1, H, W) of a picture (1, channels, H, W): SGD on a coarse mask, every other step mirrored."""
+    needed = [p.requires_grad for p in model.parameters()]
+    model.requires_grad_(False)
+    masks, levels = SmoothMasks.of(x), blurred(x[0])
+    places = torch.ones(1, *masks.grid, requires_grad=True)
+    sgd = torch.optim.SGD([places], lr=0.01, momentum=0.9, dampening=0.9)
+    for step in range(EXTREMAL_STEPS):
+        wide = masks(places)
+        mask = masks.cropped(wide)
+        shown = between(levels, mask)
+        logit = model(shown.flip(3) if step % 2 == 0 else shown)[0, c]
+        loss = 300 * 1.0035**step * (wide - ideal(wide.detach(), (area,))).square().mean() - logit
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        with torch.no_grad():
+            places.clamp_(0, 1)
+    for parameter, flag in zip(model.parameters(), needed, strict=True):
+        parameter.requires_grad_(flag)
+    return mask.detach()
+
+
+def _told(figures: tuple[float, float, float]) -> str:
+    return "logit {:.2f}, AD {:.1f}, AG {:.1f}".format(*figures)

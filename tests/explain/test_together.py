@@ -1,0 +1,104 @@
+"""Opti-CAM on several pictures in one pass: only where that changes no bit of what each comes to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import lively
+from torch import Tensor, nn
+
+import interp_zoo
+from interp_zoo.explain.anatomy import Anatomy
+from interp_zoo.explain.targets import Target
+
+STEPS = 12
+
+
+class Shifted(nn.Module):
+    """A classifier that rounds otherwise where it is given `several` pictures or more."""
+
+    def __init__(self, several: int) -> None:
+        super().__init__()
+        self.body, self.several = lively("test_vit", num_classes=10), several
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(x)
+        return logits * (1 + 2**-20) if len(x) >= self.several else logits
+
+
+def passes(model: nn.Module, x: Tensor, **options: Any) -> tuple[list[int], Tensor]:
+    """How many pictures went through the network in each of Opti-CAM's steps, and the maps."""
+    found: list[int] = []
+    found_logits = Anatomy.logits
+
+    def logits(self: Anatomy, pixels: Tensor, **normalised: bool) -> Tensor:
+        found.append(len(pixels))
+        return found_logits(self, pixels, **normalised)
+
+    explainer = interp_zoo.Explainer(model, "opticam", iterations=STEPS, **options)
+    explainer(x, target=3)  # tries whether they go together
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Anatomy, "logits", logits)
+        maps = explainer.maps(x, target=3)
+    return found, maps
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_pictures_that_change_nothing_for_each_other_go_together(
+    together: bool, batch: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Anatomy, "alike", lambda _self, pixels, _target: len(pixels) == 1 or together)
+    found, _ = passes(lively("test_vit", num_classes=10), batch[:3])
+    assert found == ([3] * STEPS if together else [1] * 3 * STEPS)
+
+
+@pytest.mark.parametrize(("most", "parts"), [(8, [3]), (2, [2, 1])])
+def test_a_cpu_gets_few_at_once(most: int, parts: list[int], batch: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("interp_zoo.explain.methods.opticam._TOGETHER", most)
+    monkeypatch.setattr(Anatomy, "alike", lambda *_: True)
+    found, _ = passes(lively("test_vit", num_classes=10), batch[:3])
+    assert found == parts * STEPS
+
+
+@pytest.mark.parametrize(("several", "alike"), [(2, False), (5, True)])
+def test_whether_they_do_is_tried(several: int, alike: bool, batch: Tensor) -> None:
+    model, target = Shifted(several).double(), Target(torch.tensor([3, 3, 3]))
+    with interp_zoo.Explainer(model, "opticam").anatomy(batch[:3].double()) as (anatomy, pixels):
+        assert anatomy.alike(pixels[:1], target[:1])
+        assert anatomy.alike(pixels, target) in (alike, False)  # false, too, where the machine rounds otherwise
+        before = anatomy.passes.forward
+        anatomy.alike(pixels, target)
+        assert anatomy.passes.forward == before, "once is enough"
+
+
+def test_gradients_are_compared_too(batch: Tensor) -> None:
+    class Steeper(Shifted):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.body(x)
+            slope = logits - logits.detach()  # nothing, but for its gradient
+            return logits + slope if len(x) >= self.several else logits
+
+    target = Target(torch.tensor([3, 3]))
+    with interp_zoo.Explainer(Steeper(2).double(), "opticam").anatomy(batch[:2].double()) as (anatomy, pixels):
+        assert not anatomy.alike(pixels, target)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"])
+def test_a_picture_has_one_map(name: str, batch: Tensor) -> None:
+    """To the last bit, in float32, in 30 steps that enlarge the least difference."""
+    explainer = interp_zoo.Explainer(lively(name, num_classes=10), "opticam")
+    x = batch[:3, :, :96, :96] if name != "test_vit" else batch[:3]
+    together = explainer(x, target=[1, 2, 3]).raw
+    assert torch.equal(together, torch.cat([explainer(x[i], target=i + 1).raw for i in range(3)]))
+    assert torch.equal(together, interp_zoo.Explainer(explainer.model, "opticam", batch_size=2)(x, [1, 2, 3]).raw)
+
+
+def test_a_picture_that_stops_leaves_its_batch(batch: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Anatomy, "alike", lambda *_: True)
+    found, _ = passes(lively("test_vit", num_classes=10), batch[:3], early_stop=True, lr=30.0)
+    assert found[0] == 3
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < 3
+    assert len(found) <= STEPS
