@@ -116,17 +116,20 @@ class Anatomy:
     def hasten(self, pixels: Tensor) -> None:
         """Lets `logits` run on a copy of the network that takes less time, if there is one with the same logits.
 
-        For methods that run many passes: making the copy takes two of one picture.
+        For methods that run many passes: making the copy takes two of one picture, under autocast three. Logits are
+        compared in the model's own precision: autocast rounds more than folding does.
         """
         if self._hastened:
             return
-        self._hastened, want = True, self.split(pixels).logits[:1].detach()
+        self._hastened, amp, self.amp = True, self.amp, None
         with torch.no_grad():
+            want = self.logits(pixels[:1]) if amp else self.split(pixels).logits[:1].detach()
             self._swift = folded(self.model, self.normalise(pixels[:1]), self.cut.memory_format)
             if self._swift is not None:
                 self.passes.forward += 1
                 off = (self.logits(pixels[:1]) - want).abs().amax() > 1e-4 * want.abs().amax()
                 self._swift = None if off else self._swift
+        self.amp = amp
 
     def alike(self, pixels: Tensor, target: Target) -> bool:
         """Whether each picture has the same logits and gradients, to the last bit, alone and beside the others.

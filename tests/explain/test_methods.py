@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import QUICK, READ_TOKENS, suits
-from oracles import ORACLES, maps_and_gradients, masked, opticam_value, scaled, upsampled
+from oracles import ORACLES, maps_and_gradients, masked, scaled, upsampled
+from oracles_opticam import opticam_value, slow_opticam
 from torch import Tensor, nn
 
 import interp_zoo
@@ -59,6 +60,9 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("opticam", {"objective": "probability", "iterations": 20}),
     ("opticam", {"objective": "margin", "iterations": 20}),
     ("opticam", {"objective": "difference", "iterations": 20}),
+    ("opticam", {"normalize": "max", "iterations": 15}),
+    ("opticam", {"normalize": "sigmoid", "iterations": 15}),
+    ("opticam", {"normalize": "tanh", "iterations": 15}),
     ("opticam", {"iterations": 15, "lr": 0.5, "early_stop": True}),
     ("opticam", {"solver": "adam"}),
     ("opticam", {"solver": "adam", "iterations": 25, "lr": 0.7}),
@@ -254,6 +258,11 @@ def test_function_of_the_logits_as_target(name: str, kind: str, model: nn.Module
         ("smoothgrad", {"of": "gradcam"}, '`of` is "gradcam", but must be one of saliency, input_x_gradient, integ'),
         ("smoothgrad", {"of": "guided_backprop"}, '`method` "guided_backprop" needs .* and this model has gelu: use'),
         ("opticam", {"objective": "loss"}, '`objective` is "loss", but must be one of logit, probability, margin'),
+        (
+            "opticam",
+            {"normalize": "softmax"},
+            '`normalize` is "softmax", but must be one of minmax, max, sigmoid, tanh',
+        ),
         ("opticam", {"iterations": 0}, "`iterations` is 0, but must be at least 1"),
         ("scorecam", {"score": "loss"}, '`score` is "loss", but must be "logit" or "probability"'),
         ("scorecam", {"mask_space": "raw"}, '`mask_space` is "raw", but must be "pixels" or "normalised"'),
@@ -265,6 +274,15 @@ def test_wrong_values_of_options(
 ) -> None:
     with pytest.raises(ValueError, match=match):
         interp_zoo.Explainer(tiny_ca if name == "attention" else tiny_vit, name, **options)(batch[:1, :, :96, :96])
+
+
+def test_opticam_on_transformers_as_its_authors_cut_them(tiny_vit: nn.Module, batch: Tensor) -> None:
+    """Before the last block's attention, at its LayerNorm, without the class token."""
+    layer, model, x = "blocks.5.norm1", tiny_vit.double(), batch[:2].double()
+    exp = interp_zoo.explain(model, x, "opticam", layer=layer, iterations=15, target=[3, 2])
+    want = torch.stack([slow_opticam(model, x[i : i + 1], c, layer, iterations=15) for i, c in enumerate((3, 2))])
+    assert exp.layer == layer
+    assert_same_maps(exp.raw.double(), want)
 
 
 @pytest.mark.parametrize("objective", ["probability", "margin"])

@@ -151,7 +151,7 @@ def test_unknown_methods_get_near_names(tiny_vit: nn.Module, picture: Tensor) ->
         (
             "opticam",
             {"iters": 5},
-            r"`iters`.*it has: objective='logit', solver='fast', iterations=None, lr=None, early_stop=None",
+            r"`iters`.*it has: objective='logit', normalize='minmax', solver='fast', iterations=None, lr=None, early_",
         ),
         ("opticam", {"early_stopping": False}, r"no option `early_stopping` \(did you mean early_stop\?\)"),
         ("layercam", {"negative": True}, r"no option `negative` \(did you mean positive\?\); it has: positive=True"),

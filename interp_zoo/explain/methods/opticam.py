@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from interp_zoo.explain.methods.registry import register
 from interp_zoo.explain.targets import Target
 
 Objective = Literal["logit", "probability", "margin", "difference"]
+Normalize = Literal["minmax", "max", "sigmoid", "tanh"]
 Solver = Literal["fast", "adam"]
 _OBJECTIVES = ("logit", "probability", "margin", "difference")
 _TOGETHER = 8  # pictures in a pass on a CPU, whose caches more of them leave
@@ -42,6 +44,19 @@ _SOLVERS = {
 }
 
 
+def _by_largest(maps: Tensor) -> Tensor:
+    largest = maps.amax((-2, -1), keepdim=True)
+    return maps / largest.masked_fill(largest == 0, 1)  # of what is not negative
+
+
+_MASKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "minmax": masking.minmax,
+    "max": _by_largest,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
 @register(
     "opticam",
     paper="Zhang, Torres, Sicre, Avrithis and Ayache, CVIU 2024",
@@ -53,6 +68,7 @@ def opticam(
     target: Target,
     *,
     objective: Objective = "logit",
+    normalize: Normalize = "minmax",
     solver: Solver = "fast",
     iterations: int | None = None,
     lr: float | None = None,
@@ -71,6 +87,8 @@ def opticam(
         target: what is explained.
         objective: what is maximised on the masked picture: the target's logit (the paper), its probability, its margin
             over the best other class, or minus its distance to the unmasked picture's score ("difference").
+        normalize: how up(S) becomes a mask on the way: (S - min) / (max - min) as in the paper, S / max, 1 / (1 + e^-S)
+            or tanh(S), as in the authors' code. The map that is shown is scaled as every method's.
         solver: "adam" as in the paper, or "fast": fewer and larger steps of an Adam with a short memory, whose size
             falls to nothing over the second half. docs/benchmark.md compares what they reach and what they take.
         iterations: how many steps; None for the solver's own: 30 of "fast", at most 100 of "adam".
@@ -80,6 +98,8 @@ def opticam(
     """
     if objective not in _OBJECTIVES:
         raise ValueError(f'`objective` is "{objective}", but must be one of {", ".join(_OBJECTIVES)}')
+    if normalize not in _MASKS:
+        raise ValueError(f'`normalize` is "{normalize}", but must be one of {", ".join(_MASKS)}')
     if solver not in _SOLVERS:
         raise ValueError(f'`solver` is "{solver}", but must be one of {", ".join(_SOLVERS)}')
     given: dict[str, Any] = {"iterations": iterations, "lr": lr, "early_stop": early_stop}
@@ -98,7 +118,7 @@ def opticam(
         split = anatomy.split(pixels if len(pixels) == 1 else pixels[i : i + 1])
         maps.append(split.maps.detach()[0].relu())
         full.append(target[i : i + 1].score(split.logits.detach())[0])
-    goal = _Goal(anatomy, torch.stack(maps), pixels, target, torch.stack(full), objective)
+    goal = _Goal(anatomy, torch.stack(maps), pixels, target, torch.stack(full), objective, _MASKS[normalize])
     return _optimise(goal, how)
 
 
@@ -112,6 +132,7 @@ class _Goal:
     target: Target
     full: Tensor
     objective: Objective
+    normalize: Callable[[Tensor], Tensor]
 
     def of(self, rows: list[int]) -> _Goal:
         """That of some of the pictures."""
@@ -136,7 +157,7 @@ class _Goal:
             weighed = zip(u.softmax(1), self.maps, strict=True)
             saliency = [(w @ a.flatten(1)).view(1, *a.shape[1:]) for w, a in weighed]
             size = (self.pixels.shape[2], self.pixels.shape[3])
-            mask = torch.cat([masking.minmax(masking.up(s, size)) for s in saliency])  # sums round otherwise in batches
+            mask = torch.cat([self.normalize(masking.up(s, size)) for s in saliency])  # sums round otherwise in batches
             value = self._value(self.anatomy.logits(masking.apply(self.pixels, mask)))
             (gradient,) = torch.autograd.grad(value.sum(), u)
         self.anatomy.passes.backward += len(u)
