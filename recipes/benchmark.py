@@ -115,7 +115,7 @@ def main() -> None:
         "import": lambda: [race_import(args.processes)],
         "gradcam": lambda: race_gradcam(model, x, classes, layer, args.repetitions),
         "masks": lambda: race_masks(model, x[:1], classes[:1], layer, args.repetitions),
-        "perturbations": lambda: race_perturbations(model, x[:1], classes[:1], args.repetitions),
+        "perturbations": lambda: race_perturbations(model, x, classes, args.repetitions),
         "opticam": lambda: race_opticam(
             timm.create_model(args.trained, pretrained=True).eval(), examples(args.data_dir, args.examples), 1
         ),

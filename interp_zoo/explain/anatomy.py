@@ -28,6 +28,7 @@ from interp_zoo.models.taps import is_tapped
 
 Tick = Callable[[int], None]
 
+_TOGETHER = 8  # pictures in a pass on a CPU, whose caches more of them leave
 _AFFINE: weakref.WeakKeyDictionary[Cut, bool] = weakref.WeakKeyDictionary()
 _ALIKE: weakref.WeakKeyDictionary[Cut, dict[Any, bool]] = weakref.WeakKeyDictionary()
 
@@ -152,6 +153,15 @@ class Anatomy:
             )
             self.passes = before  # a property of the model, not of these pictures
         return n == 1 or tried[key]
+
+    def together(self, rows: Sequence[int], pixels: Tensor, target: Target) -> list[list[int]]:
+        """Some rows of pictures in groups that may go through the network in one pass: those that are `alike`."""
+        most = min(self.batch_size, _TOGETHER) if self.device.type == "cpu" else self.batch_size
+        groups: list[list[int]] = []
+        for start in range(0, len(rows), most):
+            some = list(rows[start : start + most])
+            groups += [some] if self.alike(pixels[some], target[some]) else [[i] for i in some]
+        return groups
 
     def split(self, pixels: Tensor) -> Split:
         """One forward pass of pixels (B, channels, H, W), cut at A. The last one is kept: asking again is free."""

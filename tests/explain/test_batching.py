@@ -153,7 +153,7 @@ def test_cost_is_what_was_run(name: str, kind: str, model: nn.Module, pictures: 
     # Through what has been differentiated once, which does not come by the logits; tiny_cnn's tail has no curvature.
     again_backward = int(name == "shapleycam" and kind != "tiny_cnn")
     found = explainer(name, model, batch_size=2)
-    if name == "opticam":  # tries once whether pictures change anything for each other
+    if name in LOOPS:  # which try once whether pictures change anything for each other
         found(pictures, target=CLASSES[kind])
     with watched(model) as seen:
         cost = found(pictures, target=CLASSES[kind]).cost

@@ -56,7 +56,7 @@ def test_pictures_that_change_nothing_for_each_other_go_together(
 
 @pytest.mark.parametrize(("most", "parts"), [(8, [3]), (2, [2, 1])])
 def test_a_cpu_gets_few_at_once(most: int, parts: list[int], batch: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("interp_zoo.explain.methods.opticam._TOGETHER", most)
+    monkeypatch.setattr("interp_zoo.explain.anatomy._TOGETHER", most)
     monkeypatch.setattr(Anatomy, "alike", lambda *_: True)
     found, _ = passes(lively("test_vit", num_classes=10), batch[:3])
     assert found == parts * STEPS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,37 +55,43 @@ def extremal_perturbation(
     x = anatomy.normalise(pixels.detach())
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     masks = SmoothMasks.of(x)
-    some = [areas[k : k + anatomy.batch_size] for k in range(0, len(areas), anatomy.batch_size)]
-    return torch.stack(
-        [
-            torch.cat([_best_masks(anatomy, masks, x[i], target[i : i + 1], part, iterations) for part in some]).sum(0)
-            for i in range(len(x))
-        ]
-    )
+    pictures = [i for i in range(len(x)) for _ in areas]
+    best = x.new_zeros(len(x), *masks.size)
+    for rows in anatomy.together(range(len(pictures)), pixels[pictures], target[pictures]):
+        of = [pictures[row] for row in rows]
+        own = [areas[row % len(areas)] for row in rows]
+        found = _best_masks(anatomy, masks, x[of], target[of], own, iterations)
+        best.index_add_(0, torch.tensor(of).to(x.device), found)
+    return best
 
 
 def _best_masks(
-    anatomy: Anatomy, masks: SmoothMasks, x: Tensor, target: Target, areas: tuple[float, ...], iterations: int
+    anatomy: Anatomy, masks: SmoothMasks, x: Tensor, target: Target, areas: Sequence[float], iterations: int
 ) -> Tensor:
-    """Masks (areas, H, W) for one picture (channels, H, W)."""
-    levels, places = blurred(x), x.new_ones(len(areas), *masks.grid)
-    pull, weight, mask = torch.zeros_like(places), _WEIGHT, x
+    """Masks (n, H, W) for pictures (n, channels, H, W), each of its own area.
+
+    Pictures share nothing but their passes: so that each has the same mask, to the last bit, alone and beside others.
+    """
+    levels, places = [blurred(picture) for picture in x], x.new_ones(len(x), *masks.grid)
+    pull, weight, best = torch.zeros_like(places), _WEIGHT, x[:, 0]
     for step in range(iterations):
         places.requires_grad_()
         with torch.enable_grad():
-            wide = masks(places)
-            mask = masks.cropped(wide)
-            shown = between(levels, mask)
+            wide = [masks(own) for own in places.split(1)]
+            narrow = [masks.cropped(one) for one in wide]
+            shown = torch.cat([between(*pair) for pair in zip(levels, narrow, strict=True)])
             logits = anatomy.logits(shown.flip(3) if step % 2 == 0 else shown, normalised=True)
-            distance = (wide - ideal(wide.detach(), areas)).square().mean((1, 2))
+            pairs = zip(wide, areas, strict=True)
+            distance = torch.cat([(one - ideal(one.detach(), a)).square().mean((1, 2)) for one, a in pairs])
             (gradient,) = torch.autograd.grad((target.score(logits) - weight * distance).sum(), places)
-        anatomy.passes.backward += len(areas)
+        anatomy.passes.backward += len(x)
         if anatomy.tick is not None:
-            anatomy.tick(len(areas))
+            anatomy.tick(len(x))
+        best = torch.cat(narrow).detach()
         pull = gradient if step == 0 else _MOMENTUM * pull + (1 - _MOMENTUM) * gradient
         places = (places.detach() + _RATE * pull).clamp(0, 1)
         weight *= _GROWTH
-    return mask.detach()
+    return best
 
 
 @dataclass
@@ -159,10 +166,10 @@ def between(levels: Tensor, mask: Tensor) -> Tensor:
     return (1 - share) * below + share * above
 
 
-def ideal(wide: Tensor, areas: tuple[float, ...]) -> Tensor:
-    """For each mask ones where it is largest, as many as its area has, and zeros elsewhere."""
-    values = wide.flatten(1)
-    order = values.round(decimals=_DIGITS).argsort(dim=1, stable=True)
-    zeros = torch.tensor([int(values.shape[1] * (1 - area)) for area in areas], device=wide.device)
-    ones = (torch.arange(values.shape[1], device=wide.device) >= zeros[:, None]).to(wide)
-    return torch.empty_like(values).scatter_(1, order, ones).view_as(wide)
+def ideal(wide: Tensor, area: float) -> Tensor:
+    """Ones where a mask (1, H, W) is largest, as many as its area has, and zeros elsewhere."""
+    values = wide.flatten()
+    order = values.round(decimals=_DIGITS).argsort(stable=True)
+    found = torch.zeros_like(values)
+    found[order[int(len(values) * (1 - area)) :]] = 1
+    return found.view_as(wide)

@@ -18,7 +18,6 @@ Objective = Literal["logit", "probability", "margin", "difference"]
 Normalize = Literal["minmax", "max", "sigmoid", "tanh"]
 Solver = Literal["fast", "adam"]
 _OBJECTIVES = ("logit", "probability", "margin", "difference")
-_TOGETHER = 8  # pictures in a pass on a CPU, whose caches more of them leave
 _CHECKS = 10  # how often, over all iterations, a picture may stop
 
 
@@ -141,14 +140,7 @@ class _Goal:
 
     def parts(self, rows: list[int]) -> list[tuple[list[int], _Goal]]:
         """Some rows as few goals, if they change nothing for each other; else a goal each."""
-        most = _TOGETHER if self.pixels.device.type == "cpu" else len(rows)
-        found = []
-        for start in range(0, len(rows), most):
-            some = rows[start : start + most]
-            goal = self.of(some)
-            alike = self.anatomy.alike(goal.pixels, goal.target)
-            found += [(some, goal)] if alike else [([i], self.of([i])) for i in some]
-        return found
+        return [(some, self.of(some)) for some in self.anatomy.together(rows, self.pixels, self.target)]
 
     def climb(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """S (n, h, w), what it is worth (n,), and which way up that is, (n, C), for u (n, C)."""
