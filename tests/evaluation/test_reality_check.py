@@ -30,9 +30,10 @@ def means(table: dict[str, Any], metric: str) -> dict[str, float]:
 def test_every_method_is_in_it(table: dict[str, Any]) -> None:
     summary = json.loads((FOLDER / "summary.json").read_text())
     left_out = {entry["method"] for entry in summary["left_out"]}
-    assert {line["method"] for line in table["rows"]} | left_out == set(list_methods())
+    quick = {name for name in list_methods() if not get_method(name).slow}
+    assert {line["method"] for line in table["rows"]} | left_out == quick
     assert left_out == {"attention", *READ_TOKENS}
-    assert {line["pictures"] for line in table["rows"]} == {100}
+    assert {line["pictures"] for line in table["rows"]} == {50}
     assert table["target_kind"] == "predicted"
 
 

@@ -101,6 +101,27 @@ def test_compare_runs_a_toy(toy: str, tiny_vit: nn.Module, picture: Tensor) -> N
     torch.testing.assert_close(everything.explanations[toy].raw, by_name.explanations[toy].raw)
 
 
+def test_compare_shows_all_if_asked(toy: str, tiny_vit: nn.Module, picture: Tensor, quick: None) -> None:
+    for asked in ("all", ["all"]):
+        everything = compare(tiny_vit, picture, asked)
+        assert {"rise", "extremal_perturbation", "toy"} <= set(everything.explanations)
+        assert everything.left_out.keys() == {"attention", "cam", "guided_backprop"}
+        assert all(why.startswith("`method` ") for why in everything.left_out.values())
+
+
+def test_compare_gives_the_layer_to_those_that_take_one(tiny_cnn: nn.Module, picture: Tensor) -> None:
+    found = compare(tiny_cnn, picture, ["gradcam", "saliency", "fakecam"], layer="layer2").explanations
+    assert [exp.layer for exp in found.values()] == ["layer2", "picture", "picture"]
+
+
+def test_methods_that_look_at_the_picture_take_no_layer(tiny_cnn: nn.Module) -> None:
+    at_picture = [name for name in list_methods() if get_method(name).at_picture]
+    assert {"saliency", "rise", "random", "occlusion"} <= set(at_picture)
+    for name in at_picture:
+        with pytest.raises(ValueError, match=f'`layer` does not go with method "{name}", which looks at no layer'):
+            interp_zoo.Explainer(tiny_cnn, name, layer="layer3")
+
+
 def test_command_line_lists_a_toy(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli.out, "_width", 240)  # no cell is wrapped
     with_toy = CliRunner().invoke(cli.app, ["methods"])
