@@ -97,6 +97,8 @@ def main() -> None:
     parser.add_argument("--trained", default="demo_efficientnet_lite0", help="for Opti-CAM (demo_efficientnet_lite0)")
     parser.add_argument("--data-dir", type=Path, help="a folder with pictures for Opti-CAM (scikit-image's)")
     parser.add_argument("--examples", type=int, default=16, help="how many of them (16)")
+    parser.add_argument("--masks", type=int, default=512, help="of RISE (512)")
+    parser.add_argument("--steps", type=int, default=40, help="of extremal perturbations (40)")
     parser.add_argument("--train-batch", type=int, default=64, help="pictures in a training step (64)")
     parser.add_argument("--pictures", type=int, default=24, help="pictures for evaluate.py (24)")
     parser.add_argument("--launches", type=int, default=3, help="how often evaluate.py is launched each way (3)")
@@ -115,7 +117,9 @@ def main() -> None:
         "import": lambda: [race_import(args.processes)],
         "gradcam": lambda: race_gradcam(model, x, classes, layer, args.repetitions),
         "masks": lambda: race_masks(model, x[:1], classes[:1], layer, args.repetitions),
-        "perturbations": lambda: race_perturbations(model, x, classes, args.repetitions),
+        "perturbations": lambda: race_perturbations(
+            model, x, classes, args.repetitions, masks=args.masks, steps=args.steps
+        ),
         "opticam": lambda: race_opticam(
             timm.create_model(args.trained, pretrained=True).eval(), examples(args.data_dir, args.examples), 1
         ),

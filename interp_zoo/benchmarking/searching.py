@@ -23,7 +23,6 @@ from interp_zoo.explain.inputs import EXTENSIONS
 from interp_zoo.explain.methods.extremal import SmoothMasks, between, blurred, ideal
 from interp_zoo.metrics.functional import average_drop, average_gain
 
-RISE_MASKS, EXTREMAL_STEPS = 512, 40  # of the 8,000 and 800 by default: each costs the same
 _PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 _AT_ONCE = 32  # masks in RISE, TorchRay's and ours
 
@@ -59,7 +58,8 @@ def race_opticam(model: nn.Module, pictures: Sequence[Any], repetitions: int) ->
         explainer = Explainer(model, "opticam", solver=solver)
         own = reached(model, pixels, explainer.maps(pictures), before, mean, std)
         ours, base = race(partial(explainer.maps, pictures), published, repetitions)
-        what = f"Opti-CAM ({solver}), {len(pixels)} pictures: {_told(own)}"
+        count = f"{len(pixels)} picture{'s' * (len(pixels) != 1)}"
+        what = f"Opti-CAM ({solver}), {count}: {_told(own)}"
         worse = {"logit": own[0] < 0.98 * loops[0], "AD": own[1] > loops[1] + 0.5, "AG": own[2] < loops[2] - 1}
         yield Row(
             what,
@@ -107,24 +107,35 @@ def published_opticam(model: nn.Module, pixels: Tensor, classes: Tensor, mean: T
     return best
 
 
-def race_perturbations(model: nn.Module, x: Tensor, classes: list[int], repetitions: int) -> Iterator[Row]:
-    """RISE of one picture and extremal perturbations of all (n, channels, H, W), as the model takes them."""
+def race_perturbations(
+    model: nn.Module, x: Tensor, classes: list[int], repetitions: int, *, masks: int, steps: int
+) -> Iterator[Row]:
+    """RISE of one picture and extremal perturbations of all (n, channels, H, W), as the model takes them.
+
+    Args:
+        model: the network.
+        x: pictures.
+        classes: what is explained.
+        repetitions: how often each is timed.
+        masks: of RISE; the method has 8,000, each of which costs the same.
+        steps: of extremal perturbations; the method has 800.
+    """
     with Explainer(model, "rise").anatomy(x) as (anatomy, pixels):
         mean, std = anatomy.mean[:, None, None], anatomy.std[:, None, None]
-    rise = Explainer(model, "rise", n=RISE_MASKS, batch_size=_AT_ONCE)
-    extremal = Explainer(model, "extremal_perturbation", iterations=EXTREMAL_STEPS)
+    rise = Explainer(model, "rise", n=masks, batch_size=_AT_ONCE)
+    extremal = Explainer(model, "extremal_perturbation", iterations=steps)
 
     def one_by_one() -> Tensor:
-        return torch.cat([torchray_extremal(model, x[i : i + 1], c) for i, c in enumerate(classes)])
+        return torch.cat([torchray_extremal(model, x[i : i + 1], c, steps) for i, c in enumerate(classes)])
 
     races: list[tuple[str, Callable[[], Tensor], Callable[[], Tensor]]] = [
         (
-            f"RISE, {RISE_MASKS} masks, 1 picture",
+            f"RISE, {masks} masks, 1 picture",
             partial(rise.maps, x[:1], classes[:1]),
-            partial(torchray_rise, model, pixels[:1], classes[0], mean, std),
+            partial(torchray_rise, model, pixels[:1], classes[0], mean, std, masks),
         ),
         (
-            f"Extremal perturbations, {EXTREMAL_STEPS} steps, {len(x)} pictures",
+            f"Extremal perturbations, {steps} steps, {len(x)} pictures",
             partial(extremal.maps, x, classes),
             one_by_one,
         ),
@@ -135,35 +146,35 @@ def race_perturbations(model: nn.Module, x: Tensor, classes: list[int], repetiti
         yield Row(what, times, "TorchRay's loop", base, "x as fast", 1.3, difference, tolerance=0.02)
 
 
-def torchray_rise(model: nn.Module, pixels: Tensor, c: int, mean: Tensor, std: Tensor) -> Tensor:
+def torchray_rise(model: nn.Module, pixels: Tensor, c: int, mean: Tensor, std: Tensor, masks: int) -> Tensor:
     """The map (1, H, W) of a picture (1, channels, H, W), with the masks that our method draws."""
     height, width = pixels.shape[2:]
     generator, grid = torch.Generator().manual_seed(0), 7
-    cells = (torch.rand(RISE_MASKS, grid, grid, generator=generator) < 0.5).float()
-    down, right = (torch.randint(-(-n // grid), (RISE_MASKS,), generator=generator).tolist() for n in (height, width))
+    cells = (torch.rand(masks, grid, grid, generator=generator) < 0.5).float()
+    down, right = (torch.randint(-(-n // grid), (masks,), generator=generator).tolist() for n in (height, width))
     larger = [(grid + 1) * -(-n // grid) for n in (height, width)]
     total = torch.zeros(1, height, width)
     with torch.no_grad():
-        for start in range(0, RISE_MASKS, _AT_ONCE):
-            some = range(start, min(start + _AT_ONCE, RISE_MASKS))
+        for start in range(0, masks, _AT_ONCE):
+            some = range(start, min(start + _AT_ONCE, masks))
             big = F.interpolate(cells[some.start : some.stop, None], size=larger, mode="bilinear", align_corners=False)
             cut = [
                 m[:, down[i] : down[i] + height, right[i] : right[i] + width] for i, m in zip(some, big, strict=True)
             ]
-            masks = torch.stack(cut)
-            scores = model((pixels * masks - mean) / std).softmax(1)[:, c]
-            total += (scores[:, None, None, None] * masks).sum(0)
-    return total / RISE_MASKS / 0.5
+            shown = torch.stack(cut)
+            scores = model((pixels * shown - mean) / std).softmax(1)[:, c]
+            total += (scores[:, None, None, None] * shown).sum(0)
+    return total / masks / 0.5
 
 
-def torchray_extremal(model: nn.Module, x: Tensor, c: int, area: float = 0.1) -> Tensor:
+def torchray_extremal(model: nn.Module, x: Tensor, c: int, steps: int, area: float = 0.1) -> Tensor:
     """The map (1, H, W) of a picture (1, channels, H, W): SGD on a coarse mask, every other step mirrored."""
     needed = [p.requires_grad for p in model.parameters()]
     model.requires_grad_(False)
     masks, levels = SmoothMasks.of(x), blurred(x[0])
     places = torch.ones(1, *masks.grid, requires_grad=True)
     sgd = torch.optim.SGD([places], lr=0.01, momentum=0.9, dampening=0.9)
-    for step in range(EXTREMAL_STEPS):
+    for step in range(steps):
         wide = masks(places)
         mask = masks.cropped(wide)
         shown = between(levels, mask)
