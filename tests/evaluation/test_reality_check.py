@@ -60,6 +60,13 @@ def test_fakecam_is_told(table: dict[str, Any]) -> None:
     assert any("AD (" in w for w in told)
 
 
+def test_guided_backprop_fails_parameter_randomisation(table: dict[str, Any]) -> None:
+    left = {m: share for m, share in means(table, "randomization").items() if not get_method(m).floor}
+    assert max(left, key=lambda m: left[m]) == "guided_backprop"
+    assert left["guided_backprop"] > 50
+    assert any(w.startswith('"guided_backprop": 62 % of the map is left') for w in table["warnings"])
+
+
 def test_the_page_repeats_the_figures(table: dict[str, Any]) -> None:
     lines = [line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith("| `")]
     told = {
