@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from interp_zoo.benchmarking.measuring import Row, race
 from interp_zoo.explain import Explainer, Explanation, masking
 from interp_zoo.explain.inputs import EXTENSIONS
-from interp_zoo.explain.methods.extremal import SmoothMasks, between, blurred, ideal
+from interp_zoo.explain.smoothmasks import SmoothMasks, between, blurred, ideal
 from interp_zoo.metrics.functional import average_drop, average_gain
 
 _PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")

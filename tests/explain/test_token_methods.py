@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import interp_zoo
 from interp_zoo.explain import compare
-from interp_zoo.explain.methods import UnsuitableModel
+from interp_zoo.explain.methods import UnsuitableModel, get_method
 from interp_zoo.explain.methods.attending import Attending, attentions, unfused
 
 pytestmark = [
@@ -311,7 +311,8 @@ def test_compare_leaves_them_out(tiny_cnn: nn.Module, pictures: Tensor) -> None:
     with pytest.raises(UnsuitableModel, match='`method` "legrad" reads the attention'):
         compare(tiny_cnn, pictures[:1], ["gradcam", "legrad"])
     found = compare(tiny_cnn, pictures[:1])
-    assert set(found.left_out) == {"attention", *READ_TOKENS}
+    slow = {name for name in interp_zoo.list_methods() if get_method(name).slow}
+    assert set(found.left_out) == {"attention", *READ_TOKENS, *slow}
     assert set(found.explanations) | set(found.left_out) == set(interp_zoo.list_methods())
 
 
