@@ -89,7 +89,8 @@ def opticam(
         normalize: how up(S) becomes a mask on the way: (S - min) / (max - min) as in the paper, S / max, 1 / (1 + e^-S)
             or tanh(S), as in the authors' code. The map that is shown is scaled as every method's.
         solver: "adam" as in the paper, or "fast": fewer and larger steps of an Adam with a short memory, whose size
-            falls to nothing over the second half. docs/benchmark_opticam.md has what they take, docs/reality-check what they reach.
+            falls to nothing over the second half. docs/benchmark_opticam.md has what they take, docs/reality-check what
+            they reach.
         iterations: how many steps; None for the solver's own: 30 of "fast", at most 100 of "adam".
         lr: the learning rate; None for the solver's own: 0.6, or 0.1.
         early_stop: whether a picture stops when, at one of ten checks, it is worse than at the check before; None for
