@@ -50,14 +50,16 @@ def race_opticam(model: nn.Module, pictures: Sequence[Any], repetitions: int) ->
     with Explainer(model, "opticam").anatomy(pictures) as (anatomy, pixels):
         mean, std = anatomy.mean[:, None, None], anatomy.std[:, None, None]
 
+    x = (pixels - mean) / std  # both begin with tensors: what loading takes is in neither's time
+
     def published() -> Tensor:
         return published_opticam(model, pixels, classes, mean, std)
 
     loops = reached(model, pixels, published(), before, mean, std)
     for solver, goal in (("fast", 10), ("adam", None)):
         explainer = Explainer(model, "opticam", solver=solver)
-        own = reached(model, pixels, explainer.maps(pictures), before, mean, std)
-        ours, base = race(partial(explainer.maps, pictures), published, repetitions)
+        own = reached(model, pixels, explainer.maps(x, classes), before, mean, std)
+        ours, base = race(partial(explainer.maps, x, classes), published, repetitions)
         count = f"{len(pixels)} picture{'s' * (len(pixels) != 1)}"
         what = f"Opti-CAM ({solver}), {count}: {_told(own)}"
         worse = {"logit": own[0] < 0.98 * loops[0], "AD": own[1] > loops[1] + 0.5, "AG": own[2] < loops[2] - 1}
@@ -169,8 +171,6 @@ def torchray_rise(model: nn.Module, pixels: Tensor, c: int, mean: Tensor, std: T
 
 def torchray_extremal(model: nn.Module, x: Tensor, c: int, steps: int, area: float = 0.1) -> Tensor:
     """The map (1, H, W) of a picture (1, channels, H, W): SGD on a coarse mask, every other step mirrored."""
-    needed = [p.requires_grad for p in model.parameters()]
-    model.requires_grad_(False)
     masks, levels = SmoothMasks.of(x), blurred(x[0])
     places = torch.ones(1, *masks.grid, requires_grad=True)
     sgd = torch.optim.SGD([places], lr=0.01, momentum=0.9, dampening=0.9)
@@ -181,12 +181,10 @@ def torchray_extremal(model: nn.Module, x: Tensor, c: int, steps: int, area: flo
         logit = model(shown.flip(3) if step % 2 == 0 else shown)[0, c]
         loss = 300 * 1.0035**step * (wide - ideal(wide.detach(), area)).square().mean() - logit
         sgd.zero_grad()
-        loss.backward()
+        loss.backward(inputs=[places])  # as with frozen parameters
         sgd.step()
         with torch.no_grad():
             places.clamp_(0, 1)
-    for parameter, flag in zip(model.parameters(), needed, strict=True):
-        parameter.requires_grad_(flag)
     return mask.detach()
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from interp_zoo.explain.anatomy import Anatomy
+from interp_zoo.explain.methods.checks import at_least_one
 from interp_zoo.explain.methods.registry import register
 from interp_zoo.explain.smoothmasks import SmoothMasks, between, blurred, ideal
 from interp_zoo.explain.targets import Target
@@ -42,8 +43,7 @@ def extremal_perturbation(
     """
     if not areas or not all(0 < area < 1 for area in areas):
         raise ValueError(f"`areas` is {areas}, but must be shares between 0 and 1, such as (0.05, 0.1)")
-    if iterations < 1:
-        raise ValueError(f"`iterations` is {iterations}, but must be at least 1")
+    at_least_one(iterations=iterations)
     anatomy.hasten(pixels)
     x = anatomy.normalise(pixels.detach())
     x = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from interp_zoo.explain.anatomy import Anatomy
+from interp_zoo.explain.methods.checks import at_least_one, one_of
 from interp_zoo.explain.methods.registry import UnsuitableModel, register
 from interp_zoo.explain.targets import Target
 from interp_zoo.models.rectifiers import Rectifiers, Unguided
@@ -69,7 +70,7 @@ def integrated_gradients(anatomy: Anatomy, pixels: Tensor, target: Target, *, st
         target: what is explained.
         steps: in how many places of the way the gradient is taken.
     """
-    _at_least_one(steps=steps)
+    at_least_one(steps=steps)
     anatomy.hasten(pixels)
     return _total(_integrated(anatomy, _taken(anatomy, pixels), target, steps))
 
@@ -98,9 +99,8 @@ def smoothgrad(
         seed: of the noise, which is the same for every picture.
         of: "saliency", "input_x_gradient", "integrated_gradients" or "guided_backprop".
     """
-    _at_least_one(n=n)
-    if of not in _METHODS:
-        raise ValueError(f'`of` is "{of}", but must be one of {", ".join(_METHODS)}')
+    at_least_one(n=n)
+    one_of(_METHODS, of=of)
     if sigma <= 0:
         raise ValueError(f"`sigma` is {sigma}, but must be above 0")
     attribution, as_one = _METHODS[of]
@@ -162,12 +162,6 @@ def _largest(attributions: Tensor) -> Tensor:
 
 def _total(attributions: Tensor) -> Tensor:
     return attributions.sum(1)
-
-
-def _at_least_one(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"`{name}` is {value}, but must be at least 1")
 
 
 # An attribution of each channel, (n, channels, H, W), from x of the same shape, and how it becomes a map.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interp_zoo.explain import masking
 from interp_zoo.explain.anatomy import Anatomy
+from interp_zoo.explain.methods.checks import at_least_one, one_of
 from interp_zoo.explain.methods.registry import register
 from interp_zoo.explain.targets import Target
 
@@ -96,18 +97,14 @@ def opticam(
         early_stop: whether a picture stops when, at one of ten checks, it is worse than at the check before; None for
             the solver's own: "adam" does.
     """
-    if objective not in _OBJECTIVES:
-        raise ValueError(f'`objective` is "{objective}", but must be one of {", ".join(_OBJECTIVES)}')
-    if normalize not in _MASKS:
-        raise ValueError(f'`normalize` is "{normalize}", but must be one of {", ".join(_MASKS)}')
-    if solver not in _SOLVERS:
-        raise ValueError(f'`solver` is "{solver}", but must be one of {", ".join(_SOLVERS)}')
+    one_of(_OBJECTIVES, objective=objective)
+    one_of(_MASKS, normalize=normalize)
+    one_of(_SOLVERS, solver=solver)
     given: dict[str, Any] = {"iterations": iterations, "lr": lr, "early_stop": early_stop}
     how = replace(_SOLVERS[solver], **{name: value for name, value in given.items() if value is not None})
     if not how.lr > 0:
         raise ValueError(f"`lr` is {lr}, but must be above 0")
-    if how.iterations < 1:
-        raise ValueError(f"`iterations` is {iterations}, but must be at least 1")
+    at_least_one(iterations=how.iterations)
     if target.function is not None and objective in ("probability", "margin"):
         raise ValueError(
             f'`objective` "{objective}" needs a class as target: use "logit" with a function of the logits'

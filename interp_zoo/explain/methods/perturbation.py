@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interp_zoo.explain import masking
 from interp_zoo.explain.anatomy import Anatomy
+from interp_zoo.explain.methods.checks import at_least_one
 from interp_zoo.explain.methods.registry import register
 from interp_zoo.explain.targets import Target
 
@@ -93,9 +94,7 @@ def rise(
         seed: of the masks, which are the same for every picture.
         score: the target's probability (the paper), or its logit; functions of the logits as they are.
     """
-    for name, value in (("n", n), ("grid", grid)):
-        if value < 1:
-            raise ValueError(f"`{name}` is {value}, but must be at least 1")
+    at_least_one(n=n, grid=grid)
     if not 0 < p < 1:
         raise ValueError(f"`p` is {p}, but must be between 0 and 1")
     anatomy.hasten(pixels)

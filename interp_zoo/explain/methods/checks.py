@@ -1,0 +1,20 @@
+"""What methods ask of their options' values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def at_least_one(**numbers: int) -> None:
+    """Raises ValueError, by name, for a number below 1."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"`{name}` is {value}, but must be at least 1")
+
+
+def one_of(known: Iterable[str], **words: str) -> None:
+    """Raises ValueError, by name, for a word that is not known."""
+    known = list(known)
+    for name, value in words.items():
+        if value not in known:
+            raise ValueError(f'`{name}` is "{value}", but must be one of {", ".join(known)}')
