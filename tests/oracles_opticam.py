@@ -27,7 +27,7 @@ def slow_opticam(
     before. The best of all maps is kept.
     """
     fast = solver == "fast"
-    iterations, lr = iterations or (30 if fast else 100), lr or (0.6 if fast else 0.1)
+    iterations, lr = iterations or (25 if fast else 100), lr or (0.7 if fast else 0.1)
     beta1, beta2 = (0.3, 0.3) if fast else (0.9, 0.999)
     early_stop = not fast if early_stop is None else early_stop
     with torch.no_grad():
@@ -51,7 +51,7 @@ def slow_opticam(
         momentum = beta1 * momentum + (1 - beta1) * ascent
         square = beta2 * square + (1 - beta2) * ascent**2
         first, second = momentum / (1 - beta1 ** (step + 1)), square / (1 - beta2 ** (step + 1))
-        rate = lr * min(1, 2 * (iterations - step) / iterations) if fast else lr  # falls in the second half
+        rate = lr * min(1, (iterations - step) / (0.6 * iterations)) if fast else lr  # falls after two fifths
         u = (u + rate * first / (second.sqrt() + 1e-8)).detach()
     return best
 

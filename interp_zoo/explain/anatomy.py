@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from interp_zoo.explain.cutting import Cut, logits_of
 from interp_zoo.explain.folding import folded
+from interp_zoo.explain.heap import steady
 from interp_zoo.explain.replay import Memory, answering, hook, repeat
 from interp_zoo.explain.targets import Target
 from interp_zoo.models.rectifiers import Rectifiers
@@ -28,7 +29,9 @@ from interp_zoo.models.taps import is_tapped
 
 Tick = Callable[[int], None]
 
-_TOGETHER = 8  # pictures in a pass on a CPU, whose caches more of them leave
+# Pixels in a pass on a CPU. With more, tensors are so large that malloc takes each from the system and gives it back,
+# which costs as much as computing with it.
+FORWARD_PIXELS, BACKWARD_PIXELS = 8 * 224 * 224, 4 * 224 * 224
 _AFFINE: weakref.WeakKeyDictionary[Cut, bool] = weakref.WeakKeyDictionary()
 _ALIKE: weakref.WeakKeyDictionary[Cut, dict[Any, bool]] = weakref.WeakKeyDictionary()
 
@@ -92,6 +95,7 @@ class Anatomy:
     _split: tuple[Tensor, Split] | None = None
     _swift: nn.Module | None = None
     _hastened: bool = False
+    _heap: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -123,6 +127,8 @@ class Anatomy:
         if self._hastened:
             return
         self._hastened, amp, self.amp = True, self.amp, None
+        if self.device.type == "cpu":
+            self._heap = steady()
         with torch.no_grad():
             want = self.logits(pixels[:1]) if amp else self.split(pixels).logits[:1].detach()
             self._swift = folded(self.model, self.normalise(pixels[:1]), self.cut.memory_format)
@@ -156,7 +162,7 @@ class Anatomy:
 
     def together(self, rows: Sequence[int], pixels: Tensor, target: Target) -> list[list[int]]:
         """Some rows of pictures in groups that may go through the network in one pass: those that are `alike`."""
-        most = min(self.batch_size, _TOGETHER) if self.device.type == "cpu" else self.batch_size
+        most = at_once(self.batch_size, self.device, pixels, BACKWARD_PIXELS)
         groups: list[list[int]] = []
         for start in range(0, len(rows), most):
             some = list(rows[start : start + most])
@@ -329,6 +335,13 @@ class Anatomy:
         stack.enter_context(
             answering(module, lambda *args, **kwargs: new if next(calls) == self.cut.index else run(*args, **kwargs))
         )
+
+
+def at_once(most: int, device: torch.device, pixels: Tensor, budget: int) -> int:
+    """How many of `most` pictures of the size of `pixels` (..., H, W) go into a pass: on a CPU, those in the budget."""
+    if device.type != "cpu":
+        return most
+    return max(1, min(most, budget // (pixels.shape[-2] * pixels.shape[-1])))
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:

@@ -13,7 +13,7 @@ from timm.utils import ModelEma, ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 
 from interp_zoo.explain import masking
-from interp_zoo.explain.anatomy import Anatomy, Passes
+from interp_zoo.explain.anatomy import FORWARD_PIXELS, Anatomy, Passes, at_once
 from interp_zoo.explain.cutting import find_cut
 from interp_zoo.explain.explanation import Cost, Explanation
 from interp_zoo.explain.inputs import Picture, Preprocess, is_many, load
@@ -95,7 +95,7 @@ class Explainer:
         parts: dict[str, list[Tensor]] = {k: [] for k in ("saliency", "raw", "target", "before", "after")}
         passes, seconds = Passes(), 0.0
         with self._anatomy(preprocess, rows) as anatomy:
-            for chunk in _chunks(len(rows), self._batch_size):
+            for chunk in _chunks(len(rows), anatomy.batch_size):
                 pixels = _stack(rows[chunk], anatomy)
                 start = time.perf_counter()
                 raw, saliency, before, target_rows = self._maps(anatomy, pixels, request, chunk)
@@ -137,7 +137,7 @@ class Explainer:
             return torch.cat(
                 [
                     self._maps(anatomy, _stack(rows[chunk], anatomy), request, chunk)[1]
-                    for chunk in _chunks(len(rows), self._batch_size)
+                    for chunk in _chunks(len(rows), anatomy.batch_size)
                 ]
             )
 
@@ -145,7 +145,7 @@ class Explainer:
         """A, the explained layer's output on the picture's grid, (B, C, h, w), for pictures as in `explain`."""
         preprocess, kept = self._load(x)
         with self._anatomy(preprocess, kept) as anatomy:
-            chunks = _chunks(len(kept), self._batch_size)
+            chunks = _chunks(len(kept), anatomy.batch_size)
             return torch.cat([anatomy.split(_stack(kept[chunk], anatomy)).maps.detach() for chunk in chunks])
 
     @contextmanager
@@ -190,7 +190,7 @@ class Explainer:
                     cut,
                     preprocess.mean,
                     preprocess.std,
-                    self._batch_size,
+                    at_once(self._batch_size, preprocess.mean.device, rows[0].pixels, FORWARD_PIXELS),
                     amp=_AMP[self._amp] if self._amp else None,
                     tick=tick,
                     watch=self._method.watch(self.model) if self._method.watch else (),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,11 +17,36 @@ def up(maps: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> T
 
 
 def minmax(maps: Tensor) -> Tensor:
-    """Scales each of maps (B, H, W) to [0, 1]; a constant map becomes zeros (Opti-CAM's n, with n(constant) = 0)."""
-    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    span = high - low
-    constant = span <= 0
-    return ((maps - low) / span.masked_fill(constant, 1)).masked_fill(constant, 0)
+    """Scales each of maps (B, H, W) to [0, 1]; a constant map becomes zeros (Opti-CAM's n, with n(constant) = 0).
+
+    Gradients go through the least and the largest value, too, once: where several places share them, in equal parts. A
+    map's gradient is the same, to the last bit, whatever other maps there are.
+    """
+    scaled: Tensor = _MinMax.apply(maps)
+    return scaled
+
+
+class _MinMax(torch.autograd.Function):
+    """Written by hand: a third of the memory traffic, and sums map by map, which torch rounds otherwise in batches."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+        span = high - low
+        constant = span <= 0
+        scaled: Tensor = (maps - low) / span.masked_fill(constant, 1)
+        ctx.save_for_backward(scaled, span.reciprocal().masked_fill(constant, 0))
+        return scaled
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        scale: Tensor
+        scaled, scale = ctx.saved_tensors
+        of_high = torch.stack([one.sum() for one in gradient * scaled])[:, None, None]
+        of_low = torch.stack([one.sum() for one in gradient])[:, None, None] - of_high
+        for ends, taken in ((scaled == 0, of_low), (scaled == 1, of_high)):
+            gradient = gradient - ends * (taken / ends.sum((-2, -1), keepdim=True).clamp_min(1))
+        return gradient * scale
 
 
 def apply(pixels: Tensor, mask: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COLOURS = "inferno"
 OPACITY = 0.6
 _GAP = 8  # pixels between pictures in a row
+_ACROSS = 8  # pictures in a line of a table
 
 
 def to_image(pixels: Tensor) -> Image.Image:
@@ -82,18 +83,25 @@ def png(image: Image.Image) -> bytes:
 
 
 def table(rows: Sequence[Sequence[tuple[Image.Image, str]]], titles: Sequence[str]) -> Figure:
-    """A matplotlib figure of images with captions under them, a title over each column."""
+    """A matplotlib figure of images with captions under them, a title over each column.
+
+    Rows of more than eight images are broken into lines of about equal length, each with its titles, so that the
+    figure has the shape of a page.
+    """
     from matplotlib.figure import Figure
 
-    columns = max(len(r) for r in rows)
-    figure = Figure(figsize=(2.3 * columns, 2.95 * len(rows)), dpi=100, layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    count = len(titles)
+    broken = -(-count // _ACROSS)  # lines that a row takes
+    across = -(-count // broken)
+    figure = Figure(figsize=(2.3 * across, 2.95 * broken * len(rows)), dpi=100, layout="constrained")
+    axes = figure.subplots(broken * len(rows), across, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for r, cells in enumerate(rows):
         for c, (image, caption) in enumerate(cells):
-            axes[r, c].imshow(image)
-            axes[r, c].text(0.5, -0.03, caption, transform=axes[r, c].transAxes, ha="center", va="top", fontsize=8)
-            if r == 0:
-                axes[r, c].set_title(titles[c], fontsize=10)
+            axis = axes[r * broken + c // across, c % across]
+            axis.imshow(image)
+            axis.text(0.5, -0.03, caption, transform=axis.transAxes, ha="center", va="top", fontsize=8)
+            if r == 0 or broken > 1:
+                axis.set_title(titles[c], fontsize=10)
     return figure

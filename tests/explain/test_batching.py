@@ -109,8 +109,8 @@ def model(kind: str, request: pytest.FixtureRequest, pictures: Tensor) -> nn.Mod
 
 @pytest.fixture
 def plain_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy with folded BatchNorms counts as it is: without layers that take a picture twice, or one by one."""
-    for wrapper in ("_InPairs", "_OneByOne"):
+    """A copy with folded BatchNorms counts as it is: without layers that take a picture twice, or fill up its batch."""
+    for wrapper in ("_NotAlone", "_InFours"):
         monkeypatch.setattr(folding, wrapper, lambda module: module)
 
 

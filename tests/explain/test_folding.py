@@ -9,9 +9,11 @@ import pytest
 import timm
 import torch
 from conftest import lively
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 import interp_zoo
+from interp_zoo.explain import folding
 from interp_zoo.explain.folding import folded
 
 CHANNELS_LAST = torch.channels_last
@@ -156,3 +158,62 @@ def test_methods_give_the_same_maps_with_the_copy(method: str, tiny_cnn: nn.Modu
         want = explainer(x, target=[2, 9])
     torch.testing.assert_close(got.raw, want.raw, rtol=1e-5, atol=1e-6)
     assert got.cost.forward == want.cost.forward + 2 / 2  # the copy takes two, of two pictures
+
+
+@pytest.mark.parametrize("size", [(15, 16), (16, 15), (17, 18)])
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3), (2, 2)), ((5, 5), (2, 2)), ((3, 5), (2, 1)), ((2, 2), (1, 1))])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_padding_as_tensorflow_has_it(
+    size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], groups: int
+) -> None:
+    """The same outputs, and the same gradients, though nothing is copied into a larger tensor."""
+    torch.manual_seed(0)
+    plain: Any = Conv2dSame(4, 8, kernel, stride, groups=groups).double()
+    x = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
+    faster = folding._faster(plain)
+    assert isinstance(faster, nn.Module)
+    found, wanted = faster(x), plain(x)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    way = torch.randn_like(wanted)
+    of_found, of_wanted = (torch.autograd.grad((y * way).sum(), x)[0] for y in (found, wanted))
+    torch.testing.assert_close(of_found, of_wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("ends", [(0.0, 6.0), (-1.0, 1.0)])
+def test_clipping_keeps_its_output_alone(inplace: bool, ends: tuple[float, float]) -> None:
+    plain = nn.ReLU6(inplace) if ends[1] == 6 else nn.Hardtanh(*ends, inplace=inplace)
+    faster = folding._faster(plain)
+    assert isinstance(faster, nn.Module)
+    x = torch.tensor([-2.0, *ends, 0.5, 3.0, 9.0], requires_grad=True)
+    kept: list[Tensor] = []
+
+    def keep(t: Tensor) -> Tensor:
+        kept.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        inner = x * 1
+        kept.clear()
+        y = faster(inner)
+    assert len(kept) == 1
+    assert kept[0].data_ptr() == y.data_ptr()
+    assert (inner.data_ptr() == y.data_ptr()) == inplace
+    assert torch.equal(y, plain(x * 1))
+    assert torch.equal(torch.autograd.grad((y * y).sum(), x)[0], torch.autograd.grad(plain(x * 1).square().sum(), x)[0])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 9])
+def test_layers_that_a_picture_is_not_alone_in(n: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(n, 6, 5, 4, dtype=torch.float64)
+    for convolution in (
+        nn.Conv2d(6, 3, 1),
+        nn.Conv2d(6, 3, 1, padding=1),
+        nn.Conv2d(6, 3, 1, stride=2),
+        nn.Conv2d(6, 3, 3),
+    ):
+        convolution.double()
+        torch.testing.assert_close(folding._NotAlone(convolution)(x), convolution(x), rtol=1e-12, atol=1e-12)
+    linear, rows = nn.Linear(4, 7).double(), x[:, 0, 0]
+    torch.testing.assert_close(folding._InFours(linear)(rows), linear(rows), rtol=1e-12, atol=1e-12)

@@ -1,0 +1,73 @@
+"""Memory that is taken from the system once."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+import weakref
+
+import pytest
+import torch
+from conftest import lively
+
+from interp_zoo import Explainer
+from interp_zoo.explain.heap import steady
+
+GLIBC = platform.libc_ver()[0] == "glibc"
+LOOP = """
+import ctypes, resource, sys
+from interp_zoo.explain.heap import steady
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+held = steady() if sys.argv[1] == "held" else None
+def step():
+    blocks = []
+    for _ in range(8):
+        blocks.append(libc.malloc(16 << 20))
+        libc.memset(blocks[-1], 1, 16 << 20)
+    while blocks:
+        libc.free(blocks.pop())
+step(), step(), step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str) -> int:
+    """Pages that five steps took from the system, in a process of its own."""
+    return int(subprocess.check_output([sys.executable, "-c", LOOP, how]))
+
+
+@pytest.mark.skipif(not GLIBC, reason="another malloc")
+def test_a_step_finds_its_memory_again() -> None:
+    assert faults("") > 50_000
+    assert faults("held") < 500
+
+
+@pytest.mark.skipif(not GLIBC, reason="another malloc")
+def test_what_is_held_takes_no_memory() -> None:
+    steady()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = steady()
+    assert held is not None
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 100
+
+
+def test_another_malloc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert steady() is None
+
+
+@pytest.mark.skipif(not GLIBC, reason="another malloc")
+def test_it_is_held_for_a_call_and_no_longer() -> None:
+    with Explainer(lively("test_resnet"), "opticam").anatomy(torch.rand(1, 3, 64, 64)) as (anatomy, pixels):
+        anatomy.hasten(pixels)
+        assert anatomy._heap is not None
+        held = weakref.ref(anatomy._heap)
+    del anatomy
+    assert held() is None
