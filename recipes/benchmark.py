@@ -2,9 +2,10 @@
 
     python recipes/benchmark.py --output docs/benchmark.md
 
-Each row is a race of two, taken in turns (A B A B ...) in one process, so that whatever else slows the machine down
-slows down both; times are medians, with the fastest and the slowest. The networks are untrained, with all weights and
-statistics drawn from a fixed seed: speed does not depend on their values.
+Each row is a race of two, taken in turns (A B A B ...), so that whatever else slows the machine down slows down both;
+other packages' loops wait for their turns in processes of their own (interp_zoo/benchmarking/apart.py). Times are
+medians, with the fastest and the slowest. The networks are untrained, with all weights and statistics drawn from a
+fixed seed: speed does not depend on their values.
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ import copy
 import io
 import warnings
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
 
 import pytorch_grad_cam
 import torch
@@ -19,6 +21,7 @@ from pytorch_grad_cam.metrics.road import ROADMostRelevantFirstAverage
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget, ClassifierOutputTarget
 from torch import Tensor, nn
 
+from interp_zoo.benchmarking.apart import Apart
 from interp_zoo.benchmarking.measuring import SAME_MAPS, Row, race
 from interp_zoo.explain import Explainer
 from interp_zoo.metrics.functional import deletion_curve, insertion_curve
@@ -27,13 +30,25 @@ PEER = "grad-cam"
 MASKED_AT_ONCE = 16  # pytorch-grad-cam's Score-CAM, and our default `batch_size`
 
 
+@dataclass(frozen=True)
 class Peer:
-    """A method of pytorch-grad-cam, on a copy of the model of its own: its hooks stay on it."""
+    """A method of pytorch-grad-cam, on a copy of the model of its own: its hooks stay on it.
 
-    def __init__(self, name: str, model: nn.Module, layer: str) -> None:
-        model = copy.deepcopy(model)
-        self.name = name
-        self.cam = getattr(pytorch_grad_cam, name)(model, [model.get_submodule(layer)])
+    Attributes:
+        name: as the peer has it.
+        model: the network.
+        layer: which of its layers is explained.
+    """
+
+    name: str
+    model: nn.Module
+    layer: str
+
+    @cached_property
+    def cam(self) -> Any:
+        """The peer's object. It cannot be pickled: it is made where it is used."""
+        model = copy.deepcopy(self.model)
+        return getattr(pytorch_grad_cam, self.name)(model, [model.get_submodule(self.layer)])
 
     def __call__(self, x: Tensor, classes: list[int]) -> Tensor:
         """Maps (B, H, W) in [0, 1]."""
@@ -51,8 +66,9 @@ class Peer:
         tolerance: float = SAME_MAPS,
     ) -> Row:
         """The same maps from both, first compared, then timed."""
-        difference = (explainer.maps(x, classes) - self(x, classes)).abs().max().item()
-        ours, base = race(partial(explainer.maps, x, classes), partial(self, x, classes), repetitions)
+        with Apart(partial(self, x, classes)) as alone:
+            difference = (explainer.maps(x, classes) - replace(self)(x, classes)).abs().max().item()
+            ours, base = race(partial(explainer.maps, x, classes), alone, repetitions)
         return Row(what, ours, f"{PEER}'s {self.name}", base, "x as fast", goal, difference, tolerance)
 
 
@@ -112,17 +128,22 @@ def race_metrics(model: nn.Module, x: Tensor, classes: list[int], repetitions: i
     ours, base = race(curves, partial(forward, model, *batches), repetitions)
     yield Row(f"Insertion and deletion, {len(x)} pictures", ours, f"{scores} forward passes", base, "x as fast", 0.9)
 
-    tenth, road = x[0, 0].numel() // 10, ROADMostRelevantFirstAverage()
-    targets = [ClassifierOutputSoftmaxTarget(c) for c in classes]
+    tenth = x[0, 0].numel() // 10
 
     def removed() -> Tensor:  # the mean change of the probability as 10 to 90 % of the pixels are interpolated
         curve = deletion_curve(classify, x, maps, target, mean=mean, fill="linear", step=tenth)
         return curve[:, 1:10].mean(1) - curve[:, 0]
 
-    def peers() -> Tensor:
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # numpy's, about its code
-            return torch.from_numpy(road(x, maps.numpy(), targets, model))
-
+    peers = partial(_road, model, x, maps, classes)
     difference = (removed() - peers()).abs().max().item()
-    ours, base = race(removed, peers, repetitions)
-    yield Row(f"ROAD, {len(x)} pictures", ours, f"{PEER}'s {type(road).__name__}", base, "x as fast", 3, difference)
+    with Apart(peers) as alone:
+        ours, base = race(removed, alone, repetitions)
+    against = f"{PEER}'s {ROADMostRelevantFirstAverage.__name__}"
+    yield Row(f"ROAD, {len(x)} pictures", ours, against, base, "x as fast", 3, difference)
+
+
+def _road(model: nn.Module, x: Tensor, maps: Tensor, classes: list[int]) -> Tensor:
+    """The peer's ROAD (B,)."""
+    targets = [ClassifierOutputSoftmaxTarget(c) for c in classes]
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # numpy's, about its code
+        return torch.from_numpy(ROADMostRelevantFirstAverage()(x, maps.numpy(), targets, model))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from interp_zoo.benchmarking.apart import Apart
 from interp_zoo.benchmarking.measuring import Row, race
 from interp_zoo.explain import Explainer, Explanation, masking
 from interp_zoo.explain.inputs import EXTENSIONS
@@ -51,15 +52,13 @@ def race_opticam(model: nn.Module, pictures: Sequence[Any], repetitions: int) ->
         mean, std = anatomy.mean[:, None, None], anatomy.std[:, None, None]
 
     x = (pixels - mean) / std  # both begin with tensors: what loading takes is in neither's time
-
-    def published() -> Tensor:
-        return published_opticam(model, pixels, classes, mean, std)
-
+    published = partial(published_opticam, model, pixels, classes, mean, std)
     loops = reached(model, pixels, published(), before, mean, std)
     for solver, goal in (("fast", 10), ("adam", None)):
         explainer = Explainer(model, "opticam", solver=solver)
         own = reached(model, pixels, explainer.maps(x, classes), before, mean, std)
-        ours, base = race(partial(explainer.maps, x, classes), published, repetitions)
+        with Apart(published) as alone:
+            ours, base = race(partial(explainer.maps, x, classes), alone, repetitions)
         count = f"{len(pixels)} picture{'s' * (len(pixels) != 1)}"
         what = f"Opti-CAM ({solver}), {count}: {_told(own)}"
         worse = {"logit": own[0] < 0.98 * loops[0], "AD": own[1] > loops[1] + 0.5, "AG": own[2] < loops[2] - 1}
@@ -127,9 +126,6 @@ def race_perturbations(
     rise = Explainer(model, "rise", n=masks, batch_size=_AT_ONCE)
     extremal = Explainer(model, "extremal_perturbation", iterations=steps)
 
-    def one_by_one() -> Tensor:
-        return torch.cat([torchray_extremal(model, x[i : i + 1], c, steps) for i, c in enumerate(classes)])
-
     races: list[tuple[str, Callable[[], Tensor], Callable[[], Tensor]]] = [
         (
             f"RISE, {masks} masks, 1 picture",
@@ -139,12 +135,13 @@ def race_perturbations(
         (
             f"Extremal perturbations, {steps} steps, {len(x)} pictures",
             partial(extremal.maps, x, classes),
-            one_by_one,
+            partial(torchray_extremal, model, x, classes, steps),
         ),
     ]
     for what, ours, loop in races:
         difference = (ours() - masking.minmax(loop())).abs().max().item()
-        times, base = race(ours, loop, repetitions)
+        with Apart(loop) as alone:
+            times, base = race(ours, alone, repetitions)
         yield Row(what, times, "TorchRay's loop", base, "x as fast", 1.3, difference, tolerance=0.02)
 
 
@@ -169,23 +166,26 @@ def torchray_rise(model: nn.Module, pixels: Tensor, c: int, mean: Tensor, std: T
     return total / masks / 0.5
 
 
-def torchray_extremal(model: nn.Module, x: Tensor, c: int, steps: int, area: float = 0.1) -> Tensor:
-    """The map (1, H, W) of a picture (1, channels, H, W): SGD on a coarse mask, every other step mirrored."""
-    masks, levels = SmoothMasks.of(x), blurred(x[0])
-    places = torch.ones(1, *masks.grid, requires_grad=True)
-    sgd = torch.optim.SGD([places], lr=0.01, momentum=0.9, dampening=0.9)
-    for step in range(steps):
-        wide = masks(places)
-        mask = masks.cropped(wide)
-        shown = between(levels, mask)
-        logit = model(shown.flip(3) if step % 2 == 0 else shown)[0, c]
-        loss = 300 * 1.0035**step * (wide - ideal(wide.detach(), area)).square().mean() - logit
-        sgd.zero_grad()
-        loss.backward(inputs=[places])  # as with frozen parameters
-        sgd.step()
-        with torch.no_grad():
-            places.clamp_(0, 1)
-    return mask.detach()
+def torchray_extremal(model: nn.Module, x: Tensor, classes: list[int], steps: int, area: float = 0.1) -> Tensor:
+    """The maps (n, H, W) of pictures (n, channels, H, W), one by one: SGD on a mask, every other step flipped."""
+    masks, found = SmoothMasks.of(x), []
+    for picture, c in zip(x, classes, strict=True):
+        levels = blurred(picture)
+        places = torch.ones(1, *masks.grid, requires_grad=True)
+        sgd = torch.optim.SGD([places], lr=0.01, momentum=0.9, dampening=0.9)
+        for step in range(steps):
+            wide = masks(places)
+            mask = masks.cropped(wide)
+            shown = between(levels, mask)
+            logit = model(shown.flip(3) if step % 2 == 0 else shown)[0, c]
+            loss = 300 * 1.0035**step * (wide - ideal(wide.detach(), area)).square().mean() - logit
+            sgd.zero_grad()
+            loss.backward(inputs=[places])  # as with frozen parameters
+            sgd.step()
+            with torch.no_grad():
+                places.clamp_(0, 1)
+        found.append(mask.detach())
+    return torch.cat(found)
 
 
 def _told(figures: tuple[float, float, float]) -> str:
