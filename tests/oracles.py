@@ -171,10 +171,20 @@ def slow_xgradcam(model: nn.Module, x: Tensor, c: int, layer: str) -> Tensor:
 
 
 @oracle("layercam")
-def slow_layercam(model: nn.Module, x: Tensor, c: int, layer: str, *, positive: bool = True) -> Tensor:
-    """sum_k ReLU(G_k) A_k, place by place."""
-    a, g = maps_and_gradients(model, x, c, layer)
-    return weighted([gk.clamp_min(0) if positive else gk for gk in g], a)
+def slow_layercam(
+    model: nn.Module, x: Tensor, c: int, layer: str, *, positive: bool = True, fuse: tuple[str, ...] = ()
+) -> Tensor:
+    """sum_k ReLU(G_k) A_k, place by place; over several layers the largest of M / max M, tanh(2 M / max M), ..."""
+    found = []
+    for name in (layer, *fuse):
+        a, g = maps_and_gradients(model, x, c, name)
+        found.append(weighted([gk.clamp_min(0) if positive else gk for gk in g], a))
+    if not fuse:
+        return found[0]
+    shares = [m.clamp_min(0) / m.max() for m in found]
+    raised = [shares[0], *(2 / (1 + (-4 * m).exp()) - 1 for m in shares[1:])]
+    height, width = max(m.shape[0] for m in found), max(m.shape[1] for m in found)
+    return torch.stack([upsampled(m, height, width) for m in raised]).max(0).values
 
 
 @oracle("hirescam")

@@ -36,6 +36,12 @@ def test_it_runs_elsewhere_with_as_many_threads(tmp_path: Path) -> None:
     assert rest == [str(threads), "6"]
 
 
+def test_hundreds_of_tensors_go_there(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(200)))
+    with Apart(partial(model, torch.ones(1))) as run:
+        run()
+
+
 def test_what_fails_there_is_told_here() -> None:
     with Apart(fail) as run, pytest.raises(RuntimeError, match="ValueError: no such layer"):
         run()

@@ -1,18 +1,19 @@
 """Those whom we race against, in processes of their own.
 
-Our explanations make glibc's malloc keep memory (`interp_zoo.explain.heap`), which serves whatever else runs in the
+Our explanations make glibc's malloc keep memory (`interp_zoo.memory`), which serves whatever else runs in the
 process: pytorch-grad-cam's Score-CAM takes a fifth less time beside them than alone, as its users have it.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Self
 
 import torch
-from torch import multiprocessing  # which can send tensors
 
 
 class Apart:
@@ -26,8 +27,9 @@ class Apart:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["interp_zoo", "pytorch_grad_cam"])  # which take seconds to import
         self._here, there = context.Pipe()
-        threads = torch.get_num_threads()
-        self._process = context.Process(target=_serve, args=(function, there, threads), daemon=True)
+        whole = pickle.dumps(function)  # tensors by value: torch's own way to send them has one file open for each
+        arguments = (whole, there, torch.get_num_threads())
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
 
     def __enter__(self) -> Self:
         self._process.start()
@@ -52,8 +54,9 @@ class Apart:
             raise RuntimeError(error)
 
 
-def _serve(function: Callable[[], object], there: Connection, threads: int) -> None:
+def _serve(whole: bytes, there: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
+    function: Callable[[], object] = pickle.loads(whole)
     there.send("")
     while there.recv():
         try:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from interp_zoo.explain.cutting import Cut, logits_of
+from interp_zoo import memory
+from interp_zoo.explain.cutting import Cut, find_cut, logits_of
 from interp_zoo.explain.folding import folded
-from interp_zoo.explain.heap import steady
 from interp_zoo.explain.replay import Memory, answering, hook, repeat
 from interp_zoo.explain.targets import Target
 from interp_zoo.models.rectifiers import Rectifiers
@@ -29,9 +29,6 @@ from interp_zoo.models.taps import is_tapped
 
 Tick = Callable[[int], None]
 
-# Pixels in a pass on a CPU. With more, tensors are so large that malloc takes each from the system and gives it back,
-# which costs as much as computing with it.
-FORWARD_PIXELS, BACKWARD_PIXELS = 8 * 224 * 224, 4 * 224 * 224
 _AFFINE: weakref.WeakKeyDictionary[Cut, bool] = weakref.WeakKeyDictionary()
 _ALIKE: weakref.WeakKeyDictionary[Cut, dict[Any, bool]] = weakref.WeakKeyDictionary()
 
@@ -128,7 +125,7 @@ class Anatomy:
             return
         self._hastened, amp, self.amp = True, self.amp, None
         if self.device.type == "cpu":
-            self._heap = steady()
+            self._heap = memory.steady()
         with torch.no_grad():
             want = self.logits(pixels[:1]) if amp else self.split(pixels).logits[:1].detach()
             self._swift = folded(self.model, self.normalise(pixels[:1]), self.cut.memory_format)
@@ -162,12 +159,21 @@ class Anatomy:
 
     def together(self, rows: Sequence[int], pixels: Tensor, target: Target) -> list[list[int]]:
         """Some rows of pictures in groups that may go through the network in one pass: those that are `alike`."""
-        most = at_once(self.batch_size, self.device, pixels, BACKWARD_PIXELS)
+        most = memory.at_once(self.batch_size, self.device, (pixels.shape[2], pixels.shape[3]), memory.BACKWARD_PIXELS)
         groups: list[list[int]] = []
         for start in range(0, len(rows), most):
             some = list(rows[start : start + most])
             groups += [some] if self.alike(pixels[some], target[some]) else [[i] for i in some]
         return groups
+
+    def at(self, layer: str, pixels: Tensor) -> Anatomy:
+        """The same model, cut at another layer for pictures like these; passes are counted here, too.
+
+        Raises:
+            ValueError: if there is no such layer, or it gives no map.
+        """
+        channels, height, width = pixels.shape[1:]
+        return replace(self, cut=find_cut(self.model, (channels, height, width), layer), watch=(), _split=None)
 
     def split(self, pixels: Tensor) -> Split:
         """One forward pass of pixels (B, channels, H, W), cut at A. The last one is kept: asking again is free."""
@@ -335,13 +341,6 @@ class Anatomy:
         stack.enter_context(
             answering(module, lambda *args, **kwargs: new if next(calls) == self.cut.index else run(*args, **kwargs))
         )
-
-
-def at_once(most: int, device: torch.device, pixels: Tensor, budget: int) -> int:
-    """How many of `most` pictures of the size of `pixels` (..., H, W) go into a pass: on a CPU, those in the budget."""
-    if device.type != "cpu":
-        return most
-    return max(1, min(most, budget // (pixels.shape[-2] * pixels.shape[-1])))
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:

@@ -13,7 +13,7 @@ from timm.utils import ModelEma, ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 
 from interp_zoo.explain import masking
-from interp_zoo.explain.anatomy import FORWARD_PIXELS, Anatomy, Passes, at_once
+from interp_zoo.explain.anatomy import Anatomy, Passes
 from interp_zoo.explain.cutting import find_cut
 from interp_zoo.explain.explanation import Cost, Explanation
 from interp_zoo.explain.inputs import Picture, Preprocess, is_many, load
@@ -21,6 +21,7 @@ from interp_zoo.explain.labels import Labels
 from interp_zoo.explain.methods import get_method
 from interp_zoo.explain.progress import progress_bar
 from interp_zoo.explain.targets import Request, Target
+from interp_zoo.memory import FORWARD_PIXELS, at_once
 from interp_zoo.models.loading import create, place
 from interp_zoo.untouched import untouched
 
@@ -190,7 +191,7 @@ class Explainer:
                     cut,
                     preprocess.mean,
                     preprocess.std,
-                    at_once(self._batch_size, preprocess.mean.device, rows[0].pixels, FORWARD_PIXELS),
+                    at_once(self._batch_size, preprocess.mean.device, (height, width), FORWARD_PIXELS),
                     amp=_AMP[self._amp] if self._amp else None,
                     tick=tick,
                     watch=self._method.watch(self.model) if self._method.watch else (),

@@ -49,6 +49,12 @@ class _MinMax(torch.autograd.Function):
         return gradient * scale
 
 
+def by_largest(maps: Tensor) -> Tensor:
+    """Divides each of maps (B, H, W) that are nowhere negative by its largest value; a map of zeros stays one."""
+    largest = maps.amax((-2, -1), keepdim=True)
+    return maps / largest.masked_fill(largest == 0, 1)
+
+
 def apply(pixels: Tensor, mask: Tensor) -> Tensor:
     """Lays masks (B, H, W) in [0, 1] on pixels (B, channels, H, W) in [0, 1]: what is masked out turns black.
 

@@ -36,6 +36,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("extremal_perturbation", {"iterations": 12}),
     ("integrated_gradients", {"steps": 3}),
     ("layercam", {"positive": False}),
+    ("layercam", {"fuse": ("layer2",)}),
+    ("layercam", {"fuse": ("layer3", "layer1"), "positive": False}),
     ("occlusion", {"window": 0.5}),
     ("occlusion", {"stride": 0.2}),
     ("occlusion", {"score": "probability"}),
@@ -126,6 +128,8 @@ def test_each_method_has_its_twin() -> None:
 def kinds(name: str, options: dict[str, Any]) -> list[str]:
     """Two tiny models for a method's options, or the one that it takes."""
     fit = [kind for kind in MODELS if suits(name, kind) and suits(options.get("of", name), kind)]
+    if "fuse" in options:  # whose layers it names
+        return ["tiny_cnn"]
     return fit[:2] if name != "attention" else ["tiny_ca"]
 
 
@@ -246,6 +250,7 @@ def test_function_of_the_logits_as_target(name: str, kind: str, model: nn.Module
             {"window": 0.1, "stride": 0.2},
             "`stride` is 0.2 and `window` 0.1, but must be 0 < stride <= win",
         ),
+        ("layercam", {"fuse": ("blocks.9",)}, '`fuse`: `layer` "blocks.9" does not exist in the model'),
         ("occlusion", {"stride": 0.0}, "`stride` is 0.0 and `window` 0.15, but must be 0 < stride <= window <= 1"),
         ("occlusion", {"window": 1.2}, "`window` 1.2, but must be 0 < stride <= window <= 1"),
         ("occlusion", {"score": "loss"}, '`score` is "loss", but must be "logit" or "probability"'),

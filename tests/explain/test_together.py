@@ -44,7 +44,7 @@ def test_pictures_that_change_nothing_for_each_other_go_together(
 
 @pytest.mark.parametrize(("most", "parts"), [(8, [3]), (2, [2, 1])])
 def test_a_cpu_gets_few_at_once(most: int, parts: list[int], batch: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("interp_zoo.explain.anatomy.BACKWARD_PIXELS", most * batch.shape[2] * batch.shape[3] + 1)
+    monkeypatch.setattr("interp_zoo.memory.BACKWARD_PIXELS", most * batch.shape[2] * batch.shape[3] + 1)
     monkeypatch.setattr(Anatomy, "alike", lambda *_: True)
     found, _ = passes(lively("test_vit", num_classes=10), batch[:3])
     assert found == parts * STEPS

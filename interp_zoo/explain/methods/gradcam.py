@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from interp_zoo.explain import masking
 from interp_zoo.explain.anatomy import Anatomy
 from interp_zoo.explain.methods.registry import register
 from interp_zoo.explain.targets import Target
@@ -46,8 +47,10 @@ def xgradcam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
     return (weights * maps).sum(1)
 
 
-@register("layercam", paper="Jiang et al., IEEE TIP 2021", cost=_COST)
-def layercam(anatomy: Anatomy, pixels: Tensor, target: Target, *, positive: bool = True) -> Tensor:
+@register("layercam", paper="Jiang et al., IEEE TIP 2021", cost=f"{_COST}, for each layer")
+def layercam(
+    anatomy: Anatomy, pixels: Tensor, target: Target, *, positive: bool = True, fuse: tuple[str, ...] = ()
+) -> Tensor:
     """Weighs A place by place: sum_k ReLU(G_k) A_k.
 
     Args:
@@ -55,7 +58,25 @@ def layercam(anatomy: Anatomy, pixels: Tensor, target: Target, *, positive: bool
         pixels: pictures (B, channels, H, W) in [0, 1].
         target: what is explained.
         positive: whether negative gradients are dropped, as in the paper.
+        fuse: names of earlier layers, whose maps are finer: the place's largest value counts, as in the paper, after
+            each map was divided by its largest, and those of earlier layers, which are weak, raised by tanh(2 M).
     """
+    last = _place_by_place(anatomy, pixels, target, positive)
+    if not fuse:
+        return last
+    found = [masking.by_largest(last.relu())]
+    for layer in fuse:
+        try:
+            earlier = anatomy.at(layer, pixels)
+        except ValueError as error:
+            raise ValueError(f"`fuse`: {error}") from None
+        weak = _place_by_place(earlier, pixels, target, positive).relu()
+        found.append((2 * masking.by_largest(weak)).tanh())
+    size = (max(maps.shape[1] for maps in found), max(maps.shape[2] for maps in found))
+    return torch.stack([masking.up(maps, size) for maps in found]).amax(0)
+
+
+def _place_by_place(anatomy: Anatomy, pixels: Tensor, target: Target, positive: bool) -> Tensor:
     maps, gradients = anatomy.maps_and_gradients(pixels, target)
     return ((gradients.relu() if positive else gradients) * maps).sum(1)
 

@@ -44,14 +44,9 @@ _SOLVERS = {
 }
 
 
-def _by_largest(maps: Tensor) -> Tensor:
-    largest = maps.amax((-2, -1), keepdim=True)
-    return maps / largest.masked_fill(largest == 0, 1)  # of what is not negative
-
-
 _MASKS: dict[str, Callable[[Tensor], Tensor]] = {
     "minmax": masking.minmax,
-    "max": _by_largest,
+    "max": masking.by_largest,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
 }

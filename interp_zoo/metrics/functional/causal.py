@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp_zoo.memory import FORWARD_PIXELS, at_once
 from interp_zoo.metrics.functional.fills import Fill, painter
 
 # Pixels (B, channels, H, W) in [0, 1] to probabilities (B, classes).
@@ -63,7 +64,7 @@ def insertion_curve(
         blur_kernel: the width of the blur in pixels, odd. RISE's is 11; CA-Stream's authors take 5.
         blur_sigma: its standard deviation in pixels.
         seed: of the noise.
-        batch_size: the most pictures at once.
+        batch_size: the most pictures at once; on a CPU, no more than it takes with ease.
 
     Raises:
         ValueError: if shapes do not fit, the maps hold NaN, `classify` gives no probabilities, or an option is none
@@ -157,7 +158,8 @@ def _curve(
     counts = range(0, height * width + step, step)  # the last step may have fewer pixels left
     jobs = torch.cartesian_prod(torch.arange(n), torch.tensor(counts)).view(-1, 2).to(target.device)
     scores = []
-    for which, count in (job.unbind(1) for job in jobs.split(batch_size) if n):
+    most = at_once(batch_size, target.device, (height, width), FORWARD_PIXELS)
+    for which, count in (job.unbind(1) for job in jobs.split(most) if n):
         with torch.no_grad():
             probabilities = classify(changed(which, count[:, None, None]))
         if bool(((probabilities < -1e-6) | (probabilities > 1 + 1e-6)).any()):

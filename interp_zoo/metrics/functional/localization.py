@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from interp_zoo.memory import FORWARD_PIXELS, at_once
 from interp_zoo.metrics.functional.causal import Classifier
 
 Regions = Sequence[Tensor]  # for each picture boxes (M, 4), or masks (M, H, W) of bool; M differs between pictures
@@ -171,8 +172,9 @@ def saliency_metric(
     height, width = pixels.shape[2:]
     boxes = [_mean_box(map_) or (0, 0, width, height) for map_ in _maps(saliency)]
     figures = torch.empty(len(boxes), dtype=torch.float64)
-    for first in range(0, len(boxes), batch_size):
-        batch = slice(first, first + batch_size)
+    most = at_once(batch_size, pixels.device, (height, width), FORWARD_PIXELS)
+    for first in range(0, len(boxes), most):
+        batch = slice(first, first + most)
         with torch.no_grad():
             crops = [
                 F.interpolate(picture[None, :, top:bottom, left:right], (height, width), mode="bicubic")

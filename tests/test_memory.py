@@ -13,12 +13,12 @@ import torch
 from conftest import lively
 
 from interp_zoo import Explainer
-from interp_zoo.explain.heap import steady
+from interp_zoo.memory import FORWARD_PIXELS, at_once, steady
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 LOOP = """
 import ctypes, resource, sys
-from interp_zoo.explain.heap import steady
+from interp_zoo.memory import steady
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
@@ -71,3 +71,10 @@ def test_it_is_held_for_a_call_and_no_longer() -> None:
         held = weakref.ref(anatomy._heap)
     del anatomy
     assert held() is None
+
+
+@pytest.mark.parametrize(("size", "on_cpu"), [((224, 224), 8), ((448, 448), 2), ((32, 32), 64), ((2000, 2000), 1)])
+def test_a_pass_on_a_cpu_is_small(size: tuple[int, int], on_cpu: int) -> None:
+    assert at_once(64, torch.device("cpu"), size, FORWARD_PIXELS) == on_cpu
+    assert at_once(64, torch.device("cuda"), size, FORWARD_PIXELS) == 64
+    assert at_once(1, torch.device("cpu"), size, FORWARD_PIXELS) == 1
