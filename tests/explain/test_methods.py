@@ -37,7 +37,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("integrated_gradients", {"steps": 3}),
     ("layercam", {"positive": False}),
     ("layercam", {"fuse": ("layer2",)}),
-    ("layercam", {"fuse": ("layer3", "layer1"), "positive": False}),
+    ("layercam", {"fuse": ("layer3", "layer1")}),
     ("occlusion", {"window": 0.5}),
     ("occlusion", {"stride": 0.2}),
     ("occlusion", {"score": "probability"}),
