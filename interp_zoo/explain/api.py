@@ -246,7 +246,8 @@ def explain(
             list within it (for a single picture: a list) asks for several maps of that picture. A network with one
             logit has the classes 0 and 1.
         layer: cut there instead: a layer's name, a module, or "forward_features".
-        batch_size: the most pictures, masked copies included, that are in the network at once (16).
+        batch_size: the most pictures, masked copies included, that are in the network at once (16). On a CPU, no more
+            than 8 of 224 x 224 or as many pixels of other sizes go together: more would take longer each.
         device: where a model given by name is put (default: the CPU). A model instance stays where it is.
         amp: "bf16" or "fp16" for autocast; None for the model's own precision.
         progress: whether to show a progress bar; None: where standard error is a terminal.
