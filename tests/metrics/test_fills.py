@@ -100,3 +100,21 @@ def test_a_curve_of_it() -> None:
     found = deletion_curve(Mean(), pixels, maps, torch.tensor([0]), mean=MEAN, fill="linear", step=20)
     want = torch.tensor([[0.75, 0.75, 0.75, 0.75, 0.4]]).double()  # of a plain picture nothing is lost, but all of it
     torch.testing.assert_close(found, want, atol=LINEAR_NOISE, rtol=0)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_several_pictures_at_a_time_are_what_each_is(threads: int) -> None:
+    """Whole, gone and holed ones stand in their own places."""
+    generator, before = torch.Generator().manual_seed(0), torch.get_num_threads()
+    pixels = torch.rand(5, 3, 9, 8, dtype=torch.float64, generator=generator)
+    gone = torch.rand(5, 9, 8, generator=generator) < torch.tensor([0.3, 0.0, 0.8, 1.1, 0.5])[:, None, None]
+    torch.set_num_threads(threads)
+    try:
+        found = linear(pixels, gone, MEAN)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[1], pixels[1])
+    assert torch.equal(found[3], MEAN.to(pixels)[:, None, None].expand_as(found[3]))
+    for i in (0, 2, 4):
+        torch.testing.assert_close(found[i], slow_linear(pixels[i], gone[i]))
+        assert torch.equal(found[i], linear(pixels[i : i + 1], gone[i : i + 1], MEAN)[0])

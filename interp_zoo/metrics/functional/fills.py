@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -87,18 +88,20 @@ def gaussian(kernel: int, sigma: float) -> Tensor:
 def linear(pixels: Tensor, gone: Tensor, mean: Tensor) -> Tensor:
     """Pictures (B, channels, H, W) with the pixels `gone` (B, H, W) interpolated, without noise; see `painter`.
 
-    Solved exactly, on the CPU. A picture with no pixel left gets the mean colour.
+    Solved exactly, on the CPU, several pictures at a time on as many threads as torch has. A picture with no pixel left
+    gets the mean colour.
     """
-    out = torch.empty_like(pixels)
-    for picture, missing, new in zip(pixels, gone, out, strict=True):
+    out, lacking = pixels.clone(), []
+    for i, missing in enumerate(gone):
         if bool(missing.all()):
-            new.copy_(mean.to(pixels)[:, None, None].expand_as(new))
-        else:
-            new.copy_(picture)
-            if bool(missing.any()):
-                known = picture.permute(1, 2, 0).double().cpu().numpy()
-                values = _interpolated(known, missing.cpu().numpy())
-                new[:, missing] = torch.from_numpy(values).T.to(new)
+            out[i] = mean.to(pixels)[:, None, None].expand_as(out[i])
+        elif bool(missing.any()):
+            lacking.append(i)
+    known = [pixels[i].permute(1, 2, 0).double().cpu().numpy() for i in lacking]
+    places = [gone[i].cpu().numpy() for i in lacking]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # the solver lets go of Python's lock
+        for i, values in zip(lacking, pool.map(_interpolated, known, places), strict=True):
+            out[i][:, gone[i]] = torch.from_numpy(values).T.to(out)
     return out
 
 
