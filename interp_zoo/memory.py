@@ -1,8 +1,8 @@
 """What goes into a pass on a CPU, and memory that stays the process's own while a network is run hundreds of times.
 
 glibc's malloc gives memory at the top of the heap back to the system as soon as enough of it is free, which it is
-after every step. The next step takes the same memory again, and the system zeroes each page of it: a third of a step's
-time. Below a block that is in use nothing is given back.
+after every step. The next step takes the same memory again, and the system zeroes each page of it: a fifth to a
+third of a step's time. Below a block that is in use nothing is given back.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from torch import Tensor
 _LARGEST = (32 << 20) - (64 << 10)  # bytes; malloc takes what is larger from the system, and smaller from its heap ...
 _BLOCK, _BLOCKS = 24 << 20, 10  # ... once it has seen a block of that size given back
 
-
 # Pixels in a pass on a CPU. With more, tensors are so large that malloc takes each from the system and gives it back,
-# which costs as much as computing with it.
+# which may cost as much as computing with it.
 FORWARD_PIXELS, BACKWARD_PIXELS = 8 * 224 * 224, 4 * 224 * 224
 
 

@@ -71,7 +71,7 @@ def parse_args() -> argparse.Namespace:
     add("--boxes", type=Path, help="a folder of VOC or ImageNet XML files, a COCO json, or a csv")
     add("--target", default="label", choices=[*TARGETS, "all"], help="what is explained (label)")
     add("--limit", type=int, help="so many pictures, evenly spaced (all)")
-    add("--batch-size", type=int, default=16, help="pictures, masked copies included, in the network at once (16)")
+    add("--batch-size", type=int, default=16, help="the most pictures, masked copies included, in a pass (16)")
     add("--amp", default="no", choices=["no", "bf16", "fp16"], help="precision of the network (no: the model's own)")
     add("--output", type=Path, required=True, help="the folder for the results; that of a killed run to go on")
     add("--overwrite", action="store_true", help="delete another run's results in it")

@@ -36,7 +36,7 @@ def test_it_runs_elsewhere_with_as_many_threads(tmp_path: Path) -> None:
     assert rest == [str(threads), "6"]
 
 
-def test_hundreds_of_tensors_go_there(tmp_path: Path) -> None:
+def test_hundreds_of_tensors_go_there() -> None:
     model = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(200)))
     with Apart(partial(model, torch.ones(1))) as run:
         run()

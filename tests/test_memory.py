@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import subprocess
 import sys
 import weakref
@@ -51,6 +50,8 @@ def test_a_step_finds_its_memory_again() -> None:
 
 @pytest.mark.skipif(not GLIBC, reason="another malloc")
 def test_what_is_held_takes_no_memory() -> None:
+    import resource  # which other systems do not have
+
     steady()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     held = steady()

@@ -25,7 +25,7 @@ from interp_zoo.explain.smoothmasks import SmoothMasks, between, blurred, ideal
 from interp_zoo.metrics.functional import average_drop, average_gain
 
 _PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
-_AT_ONCE = 32  # masks in RISE, TorchRay's and ours
+_AT_ONCE = 32  # masks in TorchRay's RISE, and the most in ours
 
 
 def examples(folder: Path | None, count: int) -> list[Path]:
@@ -54,12 +54,12 @@ def race_opticam(model: nn.Module, pictures: Sequence[Any], repetitions: int) ->
     x = (pixels - mean) / std  # both begin with tensors: what loading takes is in neither's time
     published = partial(published_opticam, model, pixels, classes, mean, std)
     loops = reached(model, pixels, published(), before, mean, std)
+    count = f"{len(pixels)} picture{'s' * (len(pixels) != 1)}"
     for solver, goal in (("fast", 10), ("adam", None)):
         explainer = Explainer(model, "opticam", solver=solver)
         own = reached(model, pixels, explainer.maps(x, classes), before, mean, std)
         with Apart(published) as alone:
             ours, base = race(partial(explainer.maps, x, classes), alone, repetitions)
-        count = f"{len(pixels)} picture{'s' * (len(pixels) != 1)}"
         what = f"Opti-CAM ({solver}), {count}: {_told(own)}"
         worse = {"logit": own[0] < 0.98 * loops[0], "AD": own[1] > loops[1] + 0.5, "AG": own[2] < loops[2] - 1}
         yield Row(

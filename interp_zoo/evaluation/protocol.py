@@ -56,7 +56,7 @@ def describe(
         "Statistics": "means over pictures; 95 % intervals by bootstrap over pictures; differences to the best are "
         "paired, and not corrected for the choice of the best among many",
         "Seed": f"{settings.seed} (of noise and of randomised weights)",
-        "Machine": f"{machine}, {settings.batch_size} pictures in the network at once",
+        "Machine": f"{machine}, at most {settings.batch_size} pictures in the network at once",
     }
     return facts | ({"Not measured": ", ".join(missing)} if missing else {})
 

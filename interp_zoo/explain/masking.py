@@ -27,7 +27,7 @@ def minmax(maps: Tensor) -> Tensor:
 
 
 class _MinMax(torch.autograd.Function):
-    """Written by hand: a third of the memory traffic, and sums map by map, which torch rounds otherwise in batches."""
+    """Written by hand: its sums are taken map by map, which torch rounds otherwise in batches."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor) -> Tensor:

@@ -281,6 +281,15 @@ def test_wrong_values_of_options(
         interp_zoo.Explainer(tiny_ca if name == "attention" else tiny_vit, name, **options)(batch[:1, :, :96, :96])
 
 
+def test_layers_that_are_fused_are_counted_and_named(tiny_cnn: nn.Module, batch: Tensor) -> None:
+    cost = interp_zoo.explain(tiny_cnn, batch[:2], "layercam", fuse=("layer3", "layer1")).cost
+    assert (cost.forward, cost.backward) == (3, 3)
+    with pytest.raises(TypeError, match=r"`fuse` .*must be like tuple\[str, ...\], not 'layer3'"):
+        interp_zoo.explain(tiny_cnn, batch[:1], "layercam", fuse="layer3")
+    with pytest.raises(TypeError, match="`fuse`: `layer` must be a layer's name"):
+        interp_zoo.explain(tiny_cnn, batch[:1], "layercam", fuse=(3,))
+
+
 def test_opticam_on_transformers_as_its_authors_cut_them(tiny_vit: nn.Module, batch: Tensor) -> None:
     """Before the last block's attention, at its LayerNorm, without the class token."""
     layer, model, x = "blocks.5.norm1", tiny_vit.double(), batch[:2].double()

@@ -68,8 +68,8 @@ def layercam(
     for layer in fuse:
         try:
             earlier = anatomy.at(layer, pixels)
-        except ValueError as error:
-            raise ValueError(f"`fuse`: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"`fuse`: {error}") from None
         weak = _place_by_place(earlier, pixels, target, positive).relu()
         found.append((2 * masking.by_largest(weak)).tanh())
     size = (max(maps.shape[1] for maps in found), max(maps.shape[2] for maps in found))

@@ -74,10 +74,12 @@ class Method:
                     f'method "{self.name}" has no option `{name}`{nearest(name, list(self.options))}; it has: {known}'
                 )
             default = self.options[name]
-            kinds = (type(default),) if default is not None else get_args(get_type_hints(self.function)[name])
+            hint = get_type_hints(self.function)[name]
+            kinds = (type(default),) if default is not None else get_args(hint)
             kinds += (int,) if float in kinds else ()
             if not isinstance(value, kinds) or isinstance(value, bool) != (bool in kinds):
                 like = repr(default) if default is not None else " or ".join(kind.__name__ for kind in kinds)
+                like = str(hint) if default == () else like  # nothing shows no likeness
                 raise TypeError(f'`{name}` of method "{self.name}" must be like {like}, not {value!r}')
 
 

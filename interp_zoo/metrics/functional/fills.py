@@ -94,7 +94,7 @@ def linear(pixels: Tensor, gone: Tensor, mean: Tensor) -> Tensor:
     out, lacking = pixels.clone(), []
     for i, missing in enumerate(gone):
         if bool(missing.all()):
-            out[i] = mean.to(pixels)[:, None, None].expand_as(out[i])
+            out[i] = mean.to(pixels)[:, None, None]
         elif bool(missing.any()):
             lacking.append(i)
     known = [pixels[i].permute(1, 2, 0).double().cpu().numpy() for i in lacking]
