@@ -175,6 +175,7 @@ def slow_rise(
     p: float = 0.5,
     seed: int = 0,
     score: str = "probability",
+    mask_space: str = "normalised",
 ) -> Tensor:
     """sum_i f(x M_i) M_i / (n p), M_i a grid of Bernoulli(p), upsampled to grid + 1 cells, cropped within one cell.
 
@@ -189,7 +190,8 @@ def slow_rise(
     for cells, i, j in zip(grids, downs, rights, strict=True):
         mask = upsampled(cells, (grid + 1) * rows, (grid + 1) * columns)[i : i + height, j : j + width]
         with torch.no_grad():
-            saliency += chosen(masked(model, x, mask), c, score) * mask / (n * p)
+            logits = masked(model, x, mask, normalised=mask_space == "normalised")
+            saliency += chosen(logits, c, score) * mask / (n * p)
     return saliency
 
 

@@ -121,8 +121,6 @@ def race_perturbations(
         masks: of RISE; the method has 8,000, each of which costs the same.
         steps: of extremal perturbations; the method has 800.
     """
-    with Explainer(model, "rise").anatomy(x) as (anatomy, pixels):
-        mean, std = anatomy.mean[:, None, None], anatomy.std[:, None, None]
     rise = Explainer(model, "rise", n=masks, batch_size=_AT_ONCE)
     extremal = Explainer(model, "extremal_perturbation", iterations=steps)
 
@@ -130,7 +128,7 @@ def race_perturbations(
         (
             f"RISE, {masks} masks, 1 picture",
             partial(rise.maps, x[:1], classes[:1]),
-            partial(torchray_rise, model, pixels[:1], classes[0], mean, std, masks),
+            partial(torchray_rise, model, x[:1], classes[0], masks),
         ),
         (
             f"Extremal perturbations, {steps} steps, {len(x)} pictures",
@@ -145,9 +143,9 @@ def race_perturbations(
         yield Row(what, times, "TorchRay's loop", base, "x as fast", 1.3, difference, tolerance=0.02)
 
 
-def torchray_rise(model: nn.Module, pixels: Tensor, c: int, mean: Tensor, std: Tensor, masks: int) -> Tensor:
-    """The map (1, H, W) of a picture (1, channels, H, W), with the masks that our method draws."""
-    height, width = pixels.shape[2:]
+def torchray_rise(model: nn.Module, x: Tensor, c: int, masks: int) -> Tensor:
+    """The map (1, H, W) of a picture (1, channels, H, W) as the model takes it, with the masks that our method draws."""
+    height, width = x.shape[2:]
     generator, grid = torch.Generator().manual_seed(0), 7
     cells = (torch.rand(masks, grid, grid, generator=generator) < 0.5).float()
     down, right = (torch.randint(-(-n // grid), (masks,), generator=generator).tolist() for n in (height, width))
@@ -161,7 +159,7 @@ def torchray_rise(model: nn.Module, pixels: Tensor, c: int, mean: Tensor, std: T
                 m[:, down[i] : down[i] + height, right[i] : right[i] + width] for i, m in zip(some, big, strict=True)
             ]
             shown = torch.stack(cut)
-            scores = model((pixels * shown - mean) / std).softmax(1)[:, c]
+            scores = model(x * shown).softmax(1)[:, c]
             total += (scores[:, None, None, None] * shown).sum(0)
     return total / masks / 0.5
 

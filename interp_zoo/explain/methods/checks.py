@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
+
+MaskSpace = Literal["pixels", "normalised"]
 
 
 def at_least_one(**numbers: int) -> None:
@@ -18,3 +21,10 @@ def one_of(known: Iterable[str], **words: str) -> None:
     for name, value in words.items():
         if value not in known:
             raise ValueError(f'`{name}` is "{value}", but must be one of {", ".join(known)}')
+
+
+def is_normalised(mask_space: MaskSpace) -> bool:
+    """Whether masks multiply what the model takes, and not pixels in [0, 1]; ValueError for anything else."""
+    if mask_space not in ("pixels", "normalised"):
+        raise ValueError(f'`mask_space` is "{mask_space}", but must be "pixels" or "normalised"')
+    return mask_space == "normalised"

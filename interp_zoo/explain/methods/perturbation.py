@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp_zoo.explain import masking
 from interp_zoo.explain.anatomy import Anatomy
-from interp_zoo.explain.methods.checks import at_least_one
+from interp_zoo.explain.methods.checks import MaskSpace, at_least_one, is_normalised
 from interp_zoo.explain.methods.registry import register
 from interp_zoo.explain.targets import Target
 
@@ -79,6 +79,7 @@ def rise(
     p: float = 0.5,
     seed: int = 0,
     score: Score = "probability",
+    mask_space: MaskSpace = "normalised",
 ) -> Tensor:
     """The mean of random masks, each weighted by what the picture scores under it: sum_i f(x M_i) M_i / (n p).
 
@@ -93,8 +94,11 @@ def rise(
         p: how likely a cell is left in.
         seed: of the masks, which are the same for every picture.
         score: the target's probability (the paper), or its logit; functions of the logits as they are.
+        mask_space: where masks multiply: what the model takes, so that the mean colour is what is masked out (the
+            authors' code, TorchRay), or pixels in [0, 1], so that black is.
     """
     at_least_one(n=n, grid=grid)
+    normalised = is_normalised(mask_space)
     if not 0 < p < 1:
         raise ValueError(f"`p` is {p}, but must be between 0 and 1")
     anatomy.hasten(pixels)
@@ -102,13 +106,14 @@ def rise(
     generator = torch.Generator().manual_seed(seed)
     cells = torch.rand(n, grid, grid, generator=generator) < p
     shifts = [torch.randint(math.ceil(length / grid), (n,), generator=generator) for length in size]
+    base = anatomy.normalise(pixels.detach()) if normalised else pixels
     maps = anatomy.split(pixels).logits.new_zeros(len(pixels), *size)
     with torch.no_grad():
         for i in range(len(pixels)):
             rate = _rate(target[i : i + 1], score)
             for some in anatomy.chunks(n):
                 masks = _shifted(cells[some].to(pixels), shifts[0][some].tolist(), shifts[1][some].tolist(), size)
-                scores = rate(anatomy.logits(masking.apply(pixels[i : i + 1], masks)))
+                scores = rate(anatomy.logits(masking.apply(base[i : i + 1], masks), normalised=normalised))
                 maps[i] += torch.einsum("n,nhw->hw", scores.to(maps), masks.to(maps)) / (n * p)
     return maps
 

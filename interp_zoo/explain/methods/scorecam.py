@@ -9,6 +9,7 @@ from torch import Tensor
 
 from interp_zoo.explain import masking
 from interp_zoo.explain.anatomy import Anatomy
+from interp_zoo.explain.methods.checks import MaskSpace, is_normalised
 from interp_zoo.explain.methods.registry import register
 from interp_zoo.explain.targets import Target
 
@@ -21,7 +22,7 @@ def scorecam(
     *,
     score: Literal["logit", "probability"] = "logit",
     softmax: bool = True,
-    mask_space: Literal["pixels", "normalised"] = "pixels",
+    mask_space: MaskSpace = "pixels",
     align_corners: bool = False,
 ) -> Tensor:
     """Weighs each channel by the score of the picture under the channel as a mask, softmax over channels.
@@ -39,14 +40,13 @@ def scorecam(
     """
     if score not in ("logit", "probability"):
         raise ValueError(f'`score` is "{score}", but must be "logit" or "probability"')
-    if mask_space not in ("pixels", "normalised"):
-        raise ValueError(f'`mask_space` is "{mask_space}", but must be "pixels" or "normalised"')
+    normalised = is_normalised(mask_space)
     if score == "probability" and target.function is not None:
         raise ValueError('`score` "probability" needs a class as target: use "logit" with a function of the logits')
     maps = anatomy.split(pixels).maps.detach()
     anatomy.hasten(pixels)
     size = (pixels.shape[2], pixels.shape[3])
-    base = pixels if mask_space == "pixels" else anatomy.normalise(pixels)
+    base = anatomy.normalise(pixels) if normalised else pixels
     weights = maps.new_empty(maps.shape[:2])
     with torch.no_grad():
         for i in range(len(maps)):
@@ -54,6 +54,6 @@ def scorecam(
             for channels in anatomy.chunks(maps.shape[1]):
                 masks = masking.minmax(masking.up(maps[i, channels], size, align_corners=align_corners))
                 masked = masking.apply(base[i : i + 1], masks)
-                weights[i, channels] = rate(anatomy.logits(masked, normalised=mask_space == "normalised")).to(weights)
+                weights[i, channels] = rate(anatomy.logits(masked, normalised=normalised)).to(weights)
     weights = weights.softmax(1) if softmax else weights
     return (weights[:, :, None, None] * maps).sum(1)
