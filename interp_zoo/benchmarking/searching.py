@@ -144,7 +144,7 @@ def race_perturbations(
 
 
 def torchray_rise(model: nn.Module, x: Tensor, c: int, masks: int) -> Tensor:
-    """The map (1, H, W) of a picture (1, channels, H, W) as the model takes it, with the masks that our method draws."""
+    """The map (1, H, W) of a picture (1, channels, H, W), as the model takes it, with the masks of our method."""
     height, width = x.shape[2:]
     generator, grid = torch.Generator().manual_seed(0), 7
     cells = (torch.rand(masks, grid, grid, generator=generator) < 0.5).float()

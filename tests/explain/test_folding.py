@@ -160,6 +160,12 @@ def test_methods_give_the_same_maps_with_the_copy(method: str, tiny_cnn: nn.Modu
     assert got.cost.forward == want.cost.forward + 2 / 2  # the copy takes two, of two pictures
 
 
+def run_by(module: nn.Module, how: Any) -> nn.Module:
+    twin = copy.deepcopy(module)
+    folding._run_by(twin, how)
+    return twin
+
+
 @pytest.mark.parametrize("size", [(15, 16), (16, 15), (17, 18)])
 @pytest.mark.parametrize(("kernel", "stride"), [((3, 3), (2, 2)), ((5, 5), (2, 2)), ((3, 5), (2, 1)), ((2, 2), (1, 1))])
 @pytest.mark.parametrize("groups", [1, 4])
@@ -170,8 +176,7 @@ def test_padding_as_tensorflow_has_it(
     torch.manual_seed(0)
     plain: Any = Conv2dSame(4, 8, kernel, stride, groups=groups).double()
     x = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
-    faster = folding._faster(plain)
-    assert isinstance(faster, nn.Module)
+    faster = run_by(plain, folding._same)
     found, wanted = faster(x), plain(x)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     way = torch.randn_like(wanted)
@@ -183,8 +188,7 @@ def test_padding_as_tensorflow_has_it(
 @pytest.mark.parametrize("ends", [(0.0, 6.0), (-1.0, 1.0)])
 def test_clipping_keeps_its_output_alone(inplace: bool, ends: tuple[float, float]) -> None:
     plain = nn.ReLU6(inplace) if ends[1] == 6 else nn.Hardtanh(*ends, inplace=inplace)
-    faster = folding._faster(plain)
-    assert isinstance(faster, nn.Module)
+    faster = run_by(plain, folding._clip)
     x = torch.tensor([-2.0, *ends, 0.5, 3.0, 9.0], requires_grad=True)
     kept: list[Tensor] = []
 
@@ -214,6 +218,6 @@ def test_layers_that_a_picture_is_not_alone_in(n: int) -> None:
         nn.Conv2d(6, 3, 3),
     ):
         convolution.double()
-        torch.testing.assert_close(folding._NotAlone(convolution)(x), convolution(x), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(run_by(convolution, folding._not_alone)(x), convolution(x), rtol=1e-12, atol=1e-12)
     linear, rows = nn.Linear(4, 7).double(), x[:, 0, 0]
-    torch.testing.assert_close(folding._InFours(linear)(rows), linear(rows), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(run_by(linear, folding._in_fours)(rows), linear(rows), rtol=1e-12, atol=1e-12)
