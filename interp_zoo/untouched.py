@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +13,9 @@ from torch import nn
 # Flags of timm's networks that replay parts of the forward pass during backward: off for the block.
 _RECOMPUTE_FLAGS = ("grad_checkpointing", "_grad_checkpointing", "use_checkpoint")
 
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_FINDING = threading.Lock()
+
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
@@ -19,7 +24,17 @@ def untouched(model: nn.Module) -> Iterator[None]:
     Module by module, not through `train()`, which networks override: training mode, attributes (caches that some
     networks fill in eval mode, such as LeViT's attention biases, would otherwise go stale), the registered parameters,
     buffers and hooks, whatever happens in the block.
+
+    Threads that have such blocks of the same model wait for each other. Those that use it in other ways do not: what
+    the block does to it they see.
     """
+    with _FINDING:
+        lock = _LOCKS.setdefault(model, threading.RLock())
+    with lock:
+        yield from _untouched(model)
+
+
+def _untouched(model: nn.Module) -> Iterator[None]:
     before: list[tuple[nn.Module, dict[str, Any], dict[str, dict[Any, Any]]]] = []
     try:
         for module in model.modules():

@@ -48,5 +48,5 @@ def test_what_fails_there_is_told_here() -> None:
 
 
 def test_a_process_that_is_gone_is_told() -> None:
-    with Apart(partial(os._exit, 3)) as run, pytest.raises(EOFError):
+    with Apart(partial(os._exit, 3)) as run, pytest.raises(RuntimeError, match="exit code 3 before"):
         run()

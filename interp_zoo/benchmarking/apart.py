@@ -40,7 +40,7 @@ class Apart:
         """Runs it and waits.
 
         Raises:
-            RuntimeError: what the function raised, in words.
+            RuntimeError: what the function raised, in words, or that its process is gone.
         """
         self._here.send(True)
         self._answer()
@@ -50,7 +50,12 @@ class Apart:
         self._process.join()
 
     def _answer(self) -> None:
-        if error := self._here.recv():
+        try:
+            error = self._here.recv()
+        except EOFError:
+            self._process.join()
+            error = f"the process ended with exit code {self._process.exitcode} before it answered"
+        if error:
             raise RuntimeError(error)
 
 

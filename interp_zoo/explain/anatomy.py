@@ -7,6 +7,7 @@ gets a gradient, and frozen weights, no_grad, inference_mode and in-place activa
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -160,7 +161,7 @@ class Anatomy:
         if n > 1 and key not in tried:
             before = replace(self.passes)
             beside = self._logits_and_gradients(pixels, target)
-            tried[key] = all(
+            agree = all(
                 torch.equal(one, many[i : i + 1])
                 for i in (0, n - 1)
                 for one, many in zip(
@@ -168,6 +169,9 @@ class Anatomy:
                 )
             )
             self.passes = before  # a property of the model, not of these pictures
+            if not all(bool(part.isfinite().all() and part.any()) for part in beside):
+                return agree  # not kept: it may be by chance
+            tried[key] = agree
         return n == 1 or tried[key]
 
     def together(self, rows: Sequence[int], pixels: Tensor, target: Target) -> list[list[int]]:
@@ -282,20 +286,24 @@ class Anatomy:
     def tail_is_affine(self, pixels: Tensor) -> bool:
         """Whether the tail is affine in A, as average pooling and a linear classifier are (tried once for each cut)."""
         if self.cut not in _AFFINE:
-            before = self.passes.tail
-            maps = self.split(pixels).maps.detach()[:1]
+            full, picture = self._in_full(), pixels[:1]  # with 16 bit, rounding would look like what is not affine
+            maps = full.split(picture).maps.detach()
             generator = torch.Generator().manual_seed(0)
             noise = torch.randn(maps.shape, generator=generator).to(maps) * (maps.std() + 1e-3)
             with torch.no_grad():
                 both, one, other, none = (
-                    self.tail(pixels, 0, m) for m in (maps + noise, maps, noise, torch.zeros_like(maps))
+                    full.tail(picture, 0, m) for m in (maps + noise, maps, noise, torch.zeros_like(maps))
                 )
-            self.passes.tail = before  # a property of the model, not of this picture
             size = torch.stack([one - none, other - none]).abs().amax().item()
             if size == 0 or not math.isfinite(size):  # not kept: a classifier of zeros may learn
                 return size == 0
             _AFFINE[self.cut] = (both - one - other + none).abs().amax().item() <= 1e-4 * size
         return _AFFINE[self.cut]
+
+    def _in_full(self) -> Anatomy:
+        """The same without autocast, and in float32 if it is of 16 bit; its passes count elsewhere."""
+        model = self.model if model_dtype(self.model).itemsize > 2 else copy.deepcopy(self.model).float()
+        return replace(self, model=model, amp=None, passes=Passes(), watch=(), _split=None, _swift=None)
 
     def _logits_and_gradients(self, pixels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         leaf = pixels.detach().clone().requires_grad_()

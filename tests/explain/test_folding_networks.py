@@ -117,7 +117,8 @@ class FiveDimensions(Net):
         self.deep = nn.Conv3d(1, 1, (3, 1, 1), padding=(1, 0, 0))
 
     def body(self, x: Tensor) -> Tensor:
-        return super().body(x) + self.deep(super().body(x)[:, None])[:, 0]
+        y: Tensor = super().body(x) + self.deep(super().body(x)[:, None])[:, 0]
+        return y
 
 
 def made(kind: type[Net], change: Callable[[Any], Any] = lambda net: None) -> Any:

@@ -13,6 +13,7 @@ from oracles_opticam import opticam_value, slow_opticam
 from torch import Tensor, nn
 
 import interp_zoo
+from interp_zoo.explain.api import Amp
 from interp_zoo.explain.methods import get_method
 
 # Where each tiny model is cut, two classes, of which the first one's score is above 0 and the second one's below, and
@@ -243,6 +244,7 @@ def test_function_of_the_logits_as_target(name: str, kind: str, model: nn.Module
             {"areas": (0.1, 1.0)},
             r"`areas` is \(0.1, 1.0\), but must be shares",
         ),
+        ("extremal_perturbation", {"areas": ("a",)}, r"`areas` is \('a',\), but must be shares between 0 and 1"),
         ("extremal_perturbation", {"areas": ()}, r"`areas` is \(\), but must be shares between 0 and 1"),
         ("extremal_perturbation", {"iterations": 0}, "`iterations` is 0, but must be at least 1"),
         ("integrated_gradients", {"steps": 0}, "`steps` is 0, but must be at least 1"),
@@ -257,11 +259,20 @@ def test_function_of_the_logits_as_target(name: str, kind: str, model: nn.Module
         ("occlusion", {"score": "loss"}, '`score` is "loss", but must be "logit" or "probability"'),
         ("rise", {"n": 0}, "`n` is 0, but must be at least 1"),
         ("rise", {"grid": 0}, "`grid` is 0, but must be at least 1"),
+        ("rise", {"grid": 97}, "`grid` is 97, but must be at most 96, the pixels of the picture's short side"),
+        ("rise", {"seed": -1}, "`seed` is -1, but must be between 0"),
+        ("random", {"seed": 2**63}, r"`seed` is \d+, but must be between 0"),
+        ("random", {"grid": 0}, "`grid` is 0, but must be at least 1"),
         ("rise", {"p": 1.0}, "`p` is 1.0, but must be between 0 and 1"),
         ("rise", {"mask_space": "raw"}, '`mask_space` is "raw", but must be "pixels" or "normalised"'),
         ("rise", {"score": "loss"}, '`score` is "loss", but must be "logit" or "probability"'),
         ("smoothgrad", {"n": 0}, "`n` is 0, but must be at least 1"),
-        ("smoothgrad", {"sigma": 0.0}, "`sigma` is 0.0, but must be above 0"),
+        ("smoothgrad", {"sigma": 0.0}, "`sigma` is 0.0, but must be a finite number above 0"),
+        ("smoothgrad", {"sigma": float("nan")}, "`sigma` is nan, but must be a finite number above 0"),
+        ("smoothgrad", {"sigma": float("inf")}, "`sigma` is inf, but must be a finite number above 0"),
+        ("smoothgrad", {"seed": 2**64}, r"`seed` is \d+, but must be between 0 and 2\*\*63 - 1"),
+        ("opticam", {"lr": float("inf")}, "`lr` is inf, but must be a finite number above 0"),
+        ("opticam", {"lr": -1.0}, "`lr` is -1.0, but must be a finite number above 0"),
         ("smoothgrad", {"of": "gradcam"}, '`of` is "gradcam", but must be one of saliency, input_x_gradient, integ'),
         ("smoothgrad", {"of": "guided_backprop"}, '`method` "guided_backprop" needs .* and this model has gelu: use'),
         ("opticam", {"objective": "loss"}, '`objective` is "loss", but must be one of logit, probability, margin'),
@@ -342,3 +353,19 @@ def test_cam_is_the_classifiers_row(tiny_cnn: nn.Module, batch: Tensor) -> None:
     assert isinstance(weight, Tensor)
     want = torch.einsum("bk,bkhw->bhw", weight.detach()[[2, 3, 9]], explainer.features(batch))
     torch.testing.assert_close(explainer(batch, target=[2, 3, 9]).raw, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("amp_first", [True, False])
+def test_cam_of_16_bit(amp_first: bool, tiny_cnn: nn.Module, tiny_nonlinear: nn.Module, batch: Tensor) -> None:
+    """Whether the tail is linear is tried in 32 bit, and whoever asks first, all have the same answer."""
+    order: list[Amp | None] = ["bf16", None] if amp_first else [None, "bf16"]
+    maps = {amp: interp_zoo.Explainer(tiny_cnn, "cam", amp=amp).maps(batch, [2, 3, 9]) for amp in order}
+    torch.testing.assert_close(maps["bf16"], maps[None], rtol=0, atol=0.1)
+    for kind in (torch.bfloat16, torch.float16):
+        half = copy.deepcopy(tiny_cnn).to(kind)
+        got = interp_zoo.Explainer(half, "cam").maps(batch, [2, 3, 9])
+        torch.testing.assert_close(got, maps[None], rtol=0, atol=0.1)
+        cost = interp_zoo.Explainer(half, "ablationcam")(batch, target=1).cost
+        assert (cost.forward, cost.tail) == (1, 0)  # one matrix product for all channels
+    with pytest.raises(ValueError, match="needs global average pooling and a linear classifier"):
+        interp_zoo.Explainer(tiny_nonlinear.bfloat16(), "cam").maps(batch, [2, 3, 9])

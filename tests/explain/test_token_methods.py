@@ -273,7 +273,7 @@ UNSUITABLE: dict[str, tuple[Any, str]] = {
     "convnext": (lambda: lively("test_convnext", num_classes=10), "has no attention matrices"),
     "swin": (
         lambda: lively("swin_tiny_patch4_window7_224", num_classes=10, img_size=(64, 96), window_size=2),
-        r"has no tokens \(B, N, C\) at its last map",
+        r"has its tokens on a grid \(B, H, W, C\), as for attention in windows, .* at its last map",
     ),
     "windows": (windowed, r"attends in windows or in stages \(a matrix is \(2, 2, 12, 12\), not \(1, heads, 24, 24\)"),
     "skipping": (skipping, "has blocks that are no chain"),

@@ -137,7 +137,10 @@ class Attending:
     def _view(self, anatomy: Anatomy) -> GridView:
         views = [view for _, view in anatomy.cut.branches.views]
         if len(views) != 1 or views[0].layout != "NLC":
-            raise unsuitable(self.method, f'has no tokens (B, N, C) at its last map ("{anatomy.cut.name}")')
+            why = "has no tokens (B, N, C)"
+            if [view.layout for view in views] == ["NHWC"]:
+                why = "has its tokens on a grid (B, H, W, C), as for attention in windows, and not in a row (B, N, C),"
+            raise unsuitable(self.method, f'{why} at its last map ("{anatomy.cut.name}")')
         return views[0]
 
     def _cut(self, model: nn.Module, shape: tuple[int, int, int]) -> Cut:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -21,6 +22,19 @@ def one_of(known: Iterable[str], **words: str) -> None:
     for name, value in words.items():
         if value not in known:
             raise ValueError(f'`{name}` is "{value}", but must be one of {", ".join(known)}')
+
+
+def finite_above(least: float, **numbers: float) -> None:
+    """Raises ValueError, by name, for a number that is not finite, or not above `least`."""
+    for name, value in numbers.items():
+        if not least < value < math.inf:
+            raise ValueError(f"`{name}` is {value}, but must be a finite number above {least:g}")
+
+
+def is_seed(seed: int) -> None:
+    """Raises ValueError for what torch's generators do not take."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"`seed` is {seed}, but must be between 0 and 2**63 - 1")
 
 
 def is_normalised(mask_space: MaskSpace) -> bool:

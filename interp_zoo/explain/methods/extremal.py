@@ -41,7 +41,7 @@ def extremal_perturbation(
         areas: shares of the picture that are kept, (0.1,) or several.
         iterations: steps of gradient ascent.
     """
-    if not areas or not all(0 < area < 1 for area in areas):
+    if not areas or not all(isinstance(area, float) and 0 < area < 1 for area in areas):
         raise ValueError(f"`areas` is {areas}, but must be shares between 0 and 1, such as (0.05, 0.1)")
     at_least_one(iterations=iterations)
     anatomy.hasten(pixels)
