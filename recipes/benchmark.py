@@ -37,6 +37,7 @@ from interp_zoo.benchmarking.explaining import PEER, forward, race_gradcam, race
 from interp_zoo.benchmarking.measuring import HEADER, Row, make_model, race, to_markdown
 from interp_zoo.benchmarking.searching import examples, race_opticam, race_perturbations
 from interp_zoo.explain.render import to_image
+SEARCHES = 3  # times that Opti-CAM is raced, which takes minutes
 
 
 def race_processes(model: nn.Module, name: str, pictures: Tensor, launches: int) -> Row:
@@ -77,8 +78,8 @@ def conditions(args: argparse.Namespace) -> list[str]:
     packages = ", ".join(f"{name} {version(name)}" for name in ("interp_zoo", "torch", "timm", PEER))
     return [
         f"Command: `{' '.join(['python recipes/benchmark.py', *sys.argv[1:]])}`",
-        f"{args.model} at {args.size} x {args.size}, untrained (for Opti-CAM {args.trained} and real pictures, once); "
-        f"medians of {args.repetitions} repetitions in turns "
+        f"{args.model} at {args.size} x {args.size}, untrained (for Opti-CAM {args.trained} and real pictures, "
+        f"{SEARCHES} times, by its other solver once); medians of {args.repetitions} repetitions in turns "
         f"(imports: {args.processes} processes each, evaluate.py: {args.launches} launches each, at the model's own "
         "size), with the fastest and the slowest",
         f"{packages}, Python {platform.python_version()}",
@@ -122,7 +123,7 @@ def main() -> None:
             model, x, classes, args.repetitions, masks=args.masks, steps=args.steps
         ),
         "opticam": lambda: race_opticam(
-            timm.create_model(args.trained, pretrained=True).eval(), examples(args.data_dir, args.examples), 1
+            timm.create_model(args.trained, pretrained=True).eval(), examples(args.data_dir, args.examples), SEARCHES
         ),
         "metrics": lambda: race_metrics(model, x, classes, args.repetitions),
         "processes": lambda: [race_processes(model, args.model, pictures, args.launches)],

@@ -55,7 +55,7 @@ _MASKS: dict[str, Callable[[Tensor], Tensor]] = {
 @register(
     "opticam",
     paper="Zhang, Torres, Sicre, Avrithis and Ayache, CVIU 2024",
-    cost="27 forward, 25 backward (adam: up to 102, 100)",
+    cost="1 + iterations forward, iterations backward (iterations = 25; adam: up to 100)",
 )
 def opticam(
     anatomy: Anatomy,
