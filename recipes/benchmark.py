@@ -37,6 +37,7 @@ from interp_zoo.benchmarking.explaining import PEER, forward, race_gradcam, race
 from interp_zoo.benchmarking.measuring import HEADER, Row, make_model, race, to_markdown
 from interp_zoo.benchmarking.searching import examples, race_opticam, race_perturbations
 from interp_zoo.explain.render import to_image
+
 SEARCHES = 3  # times that Opti-CAM is raced, which takes minutes
 
 

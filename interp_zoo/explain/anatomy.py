@@ -286,14 +286,15 @@ class Anatomy:
     def tail_is_affine(self, pixels: Tensor) -> bool:
         """Whether the tail is affine in A, as average pooling and a linear classifier are (tried once for each cut)."""
         if self.cut not in _AFFINE:
-            full, picture = self._in_full(), pixels[:1]  # with 16 bit, rounding would look like what is not affine
-            maps = full.split(picture).maps.detach()
+            full, before = self._in_full(), self.passes.tail
+            maps = full.split(pixels).maps.detach()[:1]
             generator = torch.Generator().manual_seed(0)
             noise = torch.randn(maps.shape, generator=generator).to(maps) * (maps.std() + 1e-3)
             with torch.no_grad():
                 both, one, other, none = (
-                    full.tail(picture, 0, m) for m in (maps + noise, maps, noise, torch.zeros_like(maps))
+                    full.tail(pixels, 0, m) for m in (maps + noise, maps, noise, torch.zeros_like(maps))
                 )
+            self.passes.tail = before  # a property of the model, not of this picture
             size = torch.stack([one - none, other - none]).abs().amax().item()
             if size == 0 or not math.isfinite(size):  # not kept: a classifier of zeros may learn
                 return size == 0
@@ -301,8 +302,10 @@ class Anatomy:
         return _AFFINE[self.cut]
 
     def _in_full(self) -> Anatomy:
-        """The same without autocast, and in float32 if it is of 16 bit; its passes count elsewhere."""
-        model = self.model if model_dtype(self.model).itemsize > 2 else copy.deepcopy(self.model).float()
+        """The same in 32 bit: with 16, rounding looks like what is not affine. Its passes count elsewhere."""
+        if self.amp is None and model_dtype(self.model).itemsize > 2:
+            return self
+        model = copy.deepcopy(self.model).float() if model_dtype(self.model).itemsize <= 2 else self.model
         return replace(self, model=model, amp=None, passes=Passes(), watch=(), _split=None, _swift=None)
 
     def _logits_and_gradients(self, pixels: Tensor, target: Target) -> tuple[Tensor, Tensor]:
