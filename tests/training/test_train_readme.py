@@ -33,6 +33,12 @@ def lines() -> dict[str, list[str]]:
     return {line[line.index("--output") + 1]: line for line in launches} | {"push": found[-1]}
 
 
+def by_python(line: list[str]) -> list[str]:
+    """A launch without accelerate's launcher, which takes seconds and which the first test tries."""
+    assert line[:2] == ["accelerate", "launch"]
+    return [sys.executable, *line[2:]]
+
+
 def environment(folder: Path) -> dict[str, str]:
     """That of a user with this Python's programs, and no network."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -94,8 +100,8 @@ def test_fine_tuning_and_pushing(place: Path) -> None:
 def test_a_backbone_and_its_stream(place: Path) -> None:
     pytest.importorskip("datasets")
     found = lines()
-    run([*found["runs/resnet18"], *SHORT], place)
-    said = run([*found["runs/ca_resnet18"], *SHORT], place)
+    run([*by_python(found["runs/resnet18"]), *SHORT], place)
+    said = run([*by_python(found["runs/ca_resnet18"]), *SHORT], place)
     assert "top-1 of the backbone" in said
     (row,) = table(place / "runs/ca_resnet18/summary.csv")
     assert row["backbone_top-1"] == table(place / "runs/resnet18/summary.csv")[0]["eval_top-1"]
@@ -113,7 +119,7 @@ def test_interpretable_gradients_on_cifar100(place: Path, tmp_path: Path) -> Non
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "uoft-cs").mkdir()
     (tmp_path / "uoft-cs" / "cifar100").symlink_to(real.resolve())
-    line = [*lines()["runs/gr_resnet18"], "--log-interval", "1", "--workers", "1"]
+    line = [*by_python(lines()["runs/gr_resnet18"]), "--log-interval", "1", "--workers", "1"]
     with subprocess.Popen(line, cwd=tmp_path, env=environment(tmp_path), start_new_session=True) as started:
         steps = tmp_path / "runs/gr_resnet18/steps.csv"
         ends = time.monotonic() + 200
