@@ -76,9 +76,7 @@ def folded(model: nn.Module, x: Tensor, memory_format: torch.memory_format) -> n
             _run_by(module, _in_fours)
     for tensor in (*twin.parameters(), *twin.buffers()):
         if tensor.ndim == 4:
-            tensor.data = tensor.data.to(
-                memory_format=memory_format
-            )  # `contiguous` leaves 1 x 1 kernels, which is slow
+            tensor.data = tensor.data.to(memory_format=memory_format)  # 1 x 1 kernels, too, unlike `contiguous`
     return twin
 
 

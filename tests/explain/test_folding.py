@@ -48,9 +48,7 @@ def test_the_same_logits(name: str, left: int) -> None:
     with torch.no_grad():
         torch.testing.assert_close(twin(x.double()), model(x.double()), rtol=1e-8, atol=1e-8)
     assert not any(p.requires_grad for p in twin.parameters())
-    for weight in (
-        p for p in twin.parameters() if p.ndim == 4
-    ):  # 1 x 1 kernels too, or convolutions take twice as long
+    for weight in (p for p in twin.parameters() if p.ndim == 4):  # 1 x 1 kernels, too: else twice the time
         assert weight.stride() == torch.empty(weight.shape, memory_format=CHANNELS_LAST).stride()
     assert [type(m) for m in model.modules()] == kinds
     assert all(torch.equal(v.double(), model.state_dict()[k]) for k, v in before.items())
