@@ -12,7 +12,6 @@ for more than 448 pixels that take any size get 224. For each model:
 - map: Grad-CAM's raw map is finite and not constant, from one forward and one tail backward pass for each picture;
 - alone: a picture alone gives the map that it gives in a batch of two;
 - align: texture in a corner of the picture changes the features most in that corner, for all four corners;
-- opticam: two steps of Opti-CAM, whose passes take a faster copy of the network, give a map;
 - trace: the model is as before, module by module: modes, attributes, hooks, parameters, buffers.
 """
 
@@ -34,7 +33,7 @@ from torch.nn import functional as F
 import interp_zoo
 
 MAX_PIXELS, SMALL_PIXELS = 448, 224  # networks made for larger pictures than the first get pictures of the second
-CHECKS = ("logits", "map", "alone", "align", "opticam", "trace")
+CHECKS = ("logits", "map", "alone", "align", "trace")
 
 
 @dataclass
@@ -51,7 +50,6 @@ class Row:
     map: bool | None = None
     alone: bool | None = None
     align: bool | None = None
-    opticam: bool | None = None
     trace: bool | None = None
     note: str = ""
 
@@ -146,9 +144,6 @@ def check(row: Row, model: nn.Module) -> None:
     row.alone = bool(torch.allclose(alone.raw[0], exp.raw[1], rtol=1e-3, atol=1e-3 * exp.raw[1].abs().max().item()))
     row.logits = tail_is_the_model(explainer, x)
     row.align, row.note = alignment(explainer, x)
-    found = interp_zoo.Explainer(model, "opticam", iterations=2)(x[:1], target=1)
-    row.opticam = bool(found.raw.isfinite().all()) and bool((found.saliency.amax((1, 2)) > 0).all())
-    row.opticam &= found.cost.backward > 0
     row.trace = fingerprint(model) == before
 
 

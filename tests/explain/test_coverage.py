@@ -100,8 +100,8 @@ def test_committed_table_is_whole(recipe: ModuleType) -> None:
         assert rows[module][2] == model
 
 
-def test_committed_table_has_every_own_model(recipe: ModuleType) -> None:
+def test_committed_table_has_every_own_model() -> None:
     lines = (ROOT / "docs" / "coverage.md").read_text().splitlines()
     own = {line.split("|")[2].strip(): line for line in lines if line.startswith("| interp_zoo |")}
     assert set(own) == set(interp_zoo.list_models())
-    assert {model for model, line in own.items() if line.count("| pass") != len(recipe.CHECKS)} <= TOO_SMALL
+    assert {model for model, line in own.items() if line.count("| pass") != 5} <= TOO_SMALL
