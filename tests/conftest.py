@@ -46,6 +46,17 @@ def lively(name: str, seed: int = 0, **kwargs: Any) -> nn.Module:
     return model.eval()
 
 
+def shaken(model: nn.Module) -> nn.Module:
+    """A network of a test's own, whose parameters and BatchNorm statistics are moved away from where they start."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith(("mean", "var")):
+                buffer.add_(torch.rand_like(buffer))
+    return model
+
+
 def lively_ca(name: str = "test_resnet", seed: int = 5, **kwargs: Any) -> CAStream:
     """A lively ResNet that is pooled by a stream with random weights, whose attention is far from uniform."""
     backbone = lively(name, seed, **kwargs)

@@ -303,9 +303,10 @@ class Anatomy:
 
     def _in_full(self) -> Anatomy:
         """The same in 32 bit: with 16, rounding looks like what is not affine. Its passes count elsewhere."""
-        if self.amp is None and model_dtype(self.model).itemsize > 2:
+        short = model_dtype(self.model).itemsize <= 2
+        if self.amp is None and not short:
             return self
-        model = copy.deepcopy(self.model).float() if model_dtype(self.model).itemsize <= 2 else self.model
+        model = copy.deepcopy(self.model).float() if short else self.model
         return replace(self, model=model, amp=None, passes=Passes(), watch=(), _split=None, _swift=None)
 
     def _logits_and_gradients(self, pixels: Tensor, target: Target) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
 On a CPU, torch convolves small maps of a single picture in another way than those of several, with other rounding, and
 multiplies matrices of few rows in another way than those of many. In the copy such convolutions take a single picture
-line by line, or twice, and linear layers always take four pictures: so that a picture mostly has the same figures, to
-the last bit, alone and in a batch (`Anatomy.alike` tells).
+line by line, or twice, and linear layers of one row a picture always take four: so that a picture mostly has the same
+figures, to the last bit, alone and in a batch (`Anatomy.alike` tells).
 
 What costs memory traffic is written anew: torch copies the input of an in-place ReLU6 for its gradient, which the
 output gives as well, and timm's convolutions with TensorFlow's padding copy their input into a larger one.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import lively
+from conftest import lively, shaken
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
@@ -88,14 +88,7 @@ class Shared(nn.Module):
 
 def shared() -> nn.Module:
     torch.manual_seed(0)
-    model = Shared().eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.3 * torch.randn_like(p))
-        for name, buffer in model.named_buffers():
-            if name.endswith(("mean", "var")):
-                buffer.add_(torch.rand_like(buffer))
-    return model
+    return shaken(Shared()).eval()
 
 
 def test_a_convolution_that_is_run_twice_is_left() -> None:

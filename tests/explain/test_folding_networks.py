@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from conftest import shaken
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, weight_norm
@@ -123,13 +124,7 @@ class FiveDimensions(Net):
 
 def made(kind: type[Net], change: Callable[[Any], Any] = lambda net: None) -> Any:
     torch.manual_seed(0)
-    model = kind()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.3 * torch.randn_like(p))
-        for name, buffer in model.named_buffers():
-            if name.endswith(("mean", "var")):
-                buffer.add_(torch.rand_like(buffer))
+    model = shaken(kind())
     change(model)
     return model.eval()
 

@@ -24,14 +24,14 @@ def one_of(known: Iterable[str], **words: str) -> None:
             raise ValueError(f'`{name}` is "{value}", but must be one of {", ".join(known)}')
 
 
-def finite_above(least: float, **numbers: float) -> None:
-    """Raises ValueError, by name, for a number that is not finite, or not above `least`."""
+def above_zero(**numbers: float) -> None:
+    """Raises ValueError, by name, for a number that is not finite, or not above 0."""
     for name, value in numbers.items():
-        if not least < value < math.inf:
-            raise ValueError(f"`{name}` is {value}, but must be a finite number above {least:g}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"`{name}` is {value}, but must be a finite number above 0")
 
 
-def is_seed(seed: int) -> None:
+def usable_seed(seed: int) -> None:
     """Raises ValueError for what torch's generators do not take."""
     if not 0 <= seed < 2**63:
         raise ValueError(f"`seed` is {seed}, but must be between 0 and 2**63 - 1")

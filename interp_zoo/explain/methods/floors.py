@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from interp_zoo.explain.anatomy import Anatomy
-from interp_zoo.explain.methods.checks import at_least_one, is_seed
+from interp_zoo.explain.methods.checks import at_least_one, usable_seed
 from interp_zoo.explain.methods.registry import register
 from interp_zoo.explain.targets import Target
 
@@ -56,7 +56,7 @@ def random(anatomy: Anatomy, pixels: Tensor, target: Target, *, seed: int = 0, g
         grid: the map's height and width.
     """
     at_least_one(grid=grid)
-    is_seed(seed)
+    usable_seed(seed)
     maps = []
     for brightness in pixels.detach().double().mean((1, 2, 3)).tolist():
         generator = torch.Generator().manual_seed((seed + round(10_000 * brightness) % 2**31) % 2**63)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from interp_zoo.explain.anatomy import Anatomy
-from interp_zoo.explain.methods.checks import at_least_one, finite_above, is_seed, one_of
+from interp_zoo.explain.methods.checks import above_zero, at_least_one, one_of, usable_seed
 from interp_zoo.explain.methods.registry import UnsuitableModel, register
 from interp_zoo.explain.targets import Target
 from interp_zoo.models.rectifiers import Rectifiers, Unguided
@@ -101,8 +101,8 @@ def smoothgrad(
     """
     at_least_one(n=n)
     one_of(_METHODS, of=of)
-    finite_above(0, sigma=sigma)
-    is_seed(seed)
+    above_zero(sigma=sigma)
+    usable_seed(seed)
     attribution, as_one = _METHODS[of]
     if of != "guided_backprop":  # which listens to the network's own activations
         anatomy.hasten(pixels)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp_zoo.explain import masking
 from interp_zoo.explain.anatomy import Anatomy
-from interp_zoo.explain.methods.checks import at_least_one, finite_above, one_of
+from interp_zoo.explain.methods.checks import above_zero, at_least_one, one_of
 from interp_zoo.explain.methods.registry import register
 from interp_zoo.explain.targets import Target
 
@@ -97,7 +97,7 @@ def opticam(
     one_of(_SOLVERS, solver=solver)
     given: dict[str, Any] = {"iterations": iterations, "lr": lr, "early_stop": early_stop}
     how = replace(_SOLVERS[solver], **{name: value for name, value in given.items() if value is not None})
-    finite_above(0, lr=how.lr)
+    above_zero(lr=how.lr)
     at_least_one(iterations=how.iterations)
     if target.function is not None and objective in ("probability", "margin"):
         raise ValueError(

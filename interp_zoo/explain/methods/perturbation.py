@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp_zoo.explain import masking
 from interp_zoo.explain.anatomy import Anatomy
-from interp_zoo.explain.methods.checks import MaskSpace, at_least_one, is_normalised, is_seed
+from interp_zoo.explain.methods.checks import MaskSpace, at_least_one, is_normalised, usable_seed
 from interp_zoo.explain.methods.registry import register
 from interp_zoo.explain.targets import Target
 
@@ -98,7 +98,7 @@ def rise(
             authors' code, TorchRay), or pixels in [0, 1], so that black is.
     """
     at_least_one(n=n, grid=grid)
-    is_seed(seed)
+    usable_seed(seed)
     normalised = is_normalised(mask_space)
     if not 0 < p < 1:
         raise ValueError(f"`p` is {p}, but must be between 0 and 1")
