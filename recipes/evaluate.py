@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from interp_zoo.evaluation import measures, tables
+from interp_zoo.evaluation import between, measures, tables
 from interp_zoo.evaluation.boxes import read_boxes
 from interp_zoo.evaluation.data import Data, Item, Unreadable, open_data
 from interp_zoo.evaluation.measuring import Examiner, Settings, weights_hash
@@ -163,6 +163,7 @@ def report(
         raise ValueError(f'nothing could be measured, "{file}": {why}')
     rows: list[Row] = []
     made: list[dict[str, Any]] = []
+    found_in: dict[str, dict[str, tables.Rows]] = {kind: {} for kind in kinds}
     for model in models:
         for kind in kinds:
             its = tables.by_method(every, methods, model, kind)
@@ -172,6 +173,8 @@ def report(
                 rows += method_rows.values()
             if its:
                 made.append(tables.make_table(its, settings.metrics, model, kind))
+                found_in[kind][model] = its
+    compared = [pair for kind, its in found_in.items() for pair in between.compare(its, settings.metrics, kind)]
     left_out = [{"model": m, "method": how, "why": why} for (m, how), why in found.left_out.items()]
     sizes = {name: Preprocess(model).size for name, (model, _) in models.items()}
     summary = {
@@ -181,6 +184,7 @@ def report(
         "metrics": metric_facts(settings.metrics, settings.protocol),
         "models": [model_facts(rows, name, sizes[name], weights) for name, (_, weights) in models.items()],
         "tables": made,
+        "comparisons": compared,
         "left_out": [e for e in left_out if e["model"] in models and e["method"] in methods],
         "unreadable": [{"file": f, "why": why} for i, (f, why) in found.unreadable.items() if i in chosen - measured],
     }
@@ -269,6 +273,8 @@ def run(args: argparse.Namespace, accelerator: Accelerator, console: Console) ->
         summary = report(records, data, [spec.text for spec in specs], kinds, settings, models, facts)
         for table in summary["tables"]:
             console.print(*tables.as_text(table, metrics))
+        for comparison in summary["comparisons"]:
+            console.print(*between.as_text(comparison, metrics))
         for entry in summary["left_out"]:
             console.print(f"left out: {entry['model']}: {entry['why']}", markup=False)
         for entry in summary["unreadable"]:

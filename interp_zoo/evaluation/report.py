@@ -96,6 +96,7 @@ def _page(summary: Json, rows: Sequence[Json], thumbnails: Mapping[tuple[str, in
         "methods": methods,
         "floors": floors,
         "tables": tables,
+        "comparisons": [_comparison(i, c, metrics) for i, c in enumerate(summary.get("comparisons", []), start=1)],
         "warned": sum(len(table["warnings"]) for table in tables),
         "none_sign": NONE,
     }
@@ -154,6 +155,22 @@ def _table(
         "worst": [{"row": r, "picture": picture(r), "image": charts.overlaid(r, thumbnails)} for r in worst],
         "worst_by": "insertion" if "insertion" in metrics else "average_drop",
     }
+
+
+def _comparison(number_of: int, comparison: Json, metrics: Mapping[str, Json]) -> Json:
+    """One model against another: for each method and metric both means, and the paired difference."""
+    shown = {n for row in comparison["rows"] for n, cell in row["metrics"].items() if cell["difference"] is not None}
+    columns = [m for name, m in metrics.items() if name in shown]
+    lines = []
+    for row in sorted(comparison["rows"], key=lambda row: row["floor"]):
+        cells = []
+        for column in columns:
+            cell, digits = row["metrics"][column["name"]], column["digits"]
+            means = [number(cell[which], digits) for which in ("first", "second")]
+            change = f"{number(cell['difference'], digits)} ({_interval(cell, digits)})"
+            cells.append({"means": means, "change": change, "better": cell["better"]})
+        lines.append({"method": row["method"], "floor": row["floor"], "cells": cells})
+    return comparison | {"id": f"c{number_of}", "columns": columns, "lines": lines}
 
 
 def _behind(row: Json, name: str) -> Json | None:

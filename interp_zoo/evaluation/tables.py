@@ -19,12 +19,13 @@ from interp_zoo.metrics.functional import best_threshold
 from interp_zoo.metrics.statistics import interval, kendall_tau, paired_difference
 
 FEW = 30  # pictures, below which intervals are no more than a hint
+Rows = dict[str, dict[int, Row]]  # of one model and one kind of target: by method, then picture
 LEFT_OF_IT = 50  # percent of a map that is left without the weights, from which it is told
 
 
-def by_method(rows: Iterable[Row], methods: Sequence[str], model: str, kind: str) -> dict[str, dict[int, Row]]:
+def by_method(rows: Iterable[Row], methods: Sequence[str], model: str, kind: str) -> Rows:
     """The rows of one table, by method and picture; of methods that have any, in the order asked for."""
-    found: dict[str, dict[int, Row]] = {method: {} for method in methods}
+    found: Rows = {method: {} for method in methods}
     for row in rows:
         if row["model"] == model and row["target_kind"] == kind and row["method"] in found:
             found[row["method"]][row["index"]] = row
@@ -48,7 +49,7 @@ def name_classes(rows: Mapping[int, Row], labels: Labels) -> None:
         row["names"] = {c: labels.name(c) for c in (row["truth"], row["predicted"]) if c is not None}
 
 
-def make_table(found: Mapping[str, Mapping[int, Row]], metrics: Sequence[str], model: str, kind: str) -> dict[str, Any]:
+def make_table(found: Rows, metrics: Sequence[str], model: str, kind: str) -> dict[str, Any]:
     """One model's table for one kind of target; see `summary.json`.
 
     Args:
@@ -60,7 +61,7 @@ def make_table(found: Mapping[str, Mapping[int, Row]], metrics: Sequence[str], m
     methods = list(found)
     floors = [is_floor(method) for method in methods]
     pictures = sorted({index for rows in found.values() for index in rows})
-    figures = {name: _figures(found, pictures, name) for name in metrics}
+    figures = {name: as_tensor(found, pictures, name) for name in metrics}
     lines = [_line(method, rows, floor) for (method, rows), floor in zip(found.items(), floors, strict=True)]
     for name, values in figures.items():
         for line, cell in zip(lines, _cells(values, floors, MEASURES[name]), strict=True):
@@ -105,8 +106,8 @@ def is_floor(method: str) -> bool:
     return get_method(method.partition(":")[0]).floor
 
 
-def _figures(found: Mapping[str, Mapping[int, Row]], pictures: Sequence[int], name: str) -> Tensor:
-    """(pictures, methods), float64, NaN where there is none."""
+def as_tensor(found: Rows, pictures: Sequence[int], name: str) -> Tensor:
+    """A metric's figures, (pictures, methods), float64, NaN where there is none."""
     table = torch.full((len(pictures), len(found)), torch.nan, dtype=torch.float64)
     for column, rows in enumerate(found.values()):
         for line, index in enumerate(pictures):

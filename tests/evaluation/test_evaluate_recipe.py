@@ -223,6 +223,12 @@ def test_several_models(place: Path, tmp_path: Path) -> None:
     methods = [[line["method"] for line in t["rows"]] for t in summary["tables"]]
     assert methods == [["gradcam", "cam", *FLOORS], ["gradcam", *FLOORS]]
     assert [entry["model"] for entry in summary["left_out"]] == names[1:]
+    (pair,) = summary["comparisons"]
+    assert ([pair["first"], pair["second"]], [r["method"] for r in pair["rows"]]) == (names, ["gradcam", *FLOORS])
+    means = [t["rows"][0]["metrics"]["average_drop"]["mean"] for t in summary["tables"]]
+    cell = pair["rows"][0]["metrics"]["average_drop"]
+    assert [cell["first"], cell["second"]] == pytest.approx(means)
+    assert cell["difference"] == pytest.approx(means[1] - means[0])
     found = rows(tmp_path / "out")
     for name in names:
         targets = {(r["file"], r["target"]) for r in found if r["model"] == name}
