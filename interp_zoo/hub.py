@@ -19,7 +19,7 @@ from torch import nn
 
 from interp_zoo.cards import Results, make_card
 from interp_zoo.models import CAStream
-from interp_zoo.models.weights import WEIGHTS_FILE, difference_in_form, differences, one_line
+from interp_zoo.models.pretrained import WEIGHTS_FILE, difference_in_form, differences, one_line
 
 FILES = (WEIGHTS_FILE, "config.json", "README.md")
 # Where weights come from when a model is made: the published ones do not come from there.

@@ -11,7 +11,7 @@ from torch import nn
 
 from interp_zoo.models import cifar  # noqa: F401, the backbone of ca_resnet18_cifar
 from interp_zoo.models.ca_stream import CAStream, check_global_pool
-from interp_zoo.models.weights import build, difference_in_form, differences, trained
+from interp_zoo.models.pretrained import build, carried, difference_in_form, differences, trained
 from interp_zoo.models.wrapping import own_cfg
 
 __all__: list[str] = []
@@ -47,7 +47,10 @@ def _cfg(backbone: str) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs(
-    {f"{name}.{'cifar100' if 'cifar' in name else 'in1k'}": _cfg(backbone) for name, (backbone, _) in _PARTS.items()}
+    {
+        f"{name}.{'cifar100' if 'cifar' in name else 'in1k'}": {**_cfg(backbone), **carried(name)}
+        for name, (backbone, _) in _PARTS.items()
+    }
 )
 
 
@@ -86,7 +89,7 @@ def _ca(name: str, pretrained: bool, *, backbone_pretrained: bool | str = False,
         f'; or start from its backbone\'s, timm.create_model("{name}", backbone_pretrained=True)' if start else ""
     )
     features = {"out_indices": tuple(range(4 if "convnext" in name else 5))}
-    model = build(attach, name, pretrained, otherwise=otherwise, feature_cfg=features, **kwargs)
+    model = build(attach, name, pretrained, otherwise=otherwise, backbone=architecture, feature_cfg=features, **kwargs)
     if body is not None:  # the pictures as the backbone's weights take them, but for what was asked for
         cfg: Any = model.pretrained_cfg
         cfg |= own_cfg(body.pretrained_cfg, "backbone") | (kwargs.get("pretrained_cfg_overlay") or {})  # type: ignore[arg-type]

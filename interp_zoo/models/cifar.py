@@ -13,7 +13,7 @@ from timm.models import generate_default_cfgs, model_entrypoint, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from interp_zoo.models.weights import build
+from interp_zoo.models.pretrained import build, carried
 
 __all__: list[str] = []
 
@@ -53,10 +53,10 @@ _PAPER = {"paper_name": "A learning paradigm for interpretable gradients"}
 
 default_cfgs = generate_default_cfgs(
     {
-        "resnet18_cifar.cifar100": _RESNET,
-        "mobilenetv2_cifar.cifar100": _MOBILENET,
-        "gr_resnet18_cifar.cifar100": {**_RESNET, **_PAPER},
-        "gr_mobilenetv2_cifar.cifar100": {**_MOBILENET, **_PAPER},
+        "resnet18_cifar.cifar100": {**_RESNET, **carried("resnet18_cifar")},
+        "mobilenetv2_cifar.cifar100": {**_MOBILENET, **carried("mobilenetv2_cifar")},
+        "gr_resnet18_cifar.cifar100": {**_RESNET, **_PAPER, **carried("gr_resnet18_cifar")},
+        "gr_mobilenetv2_cifar.cifar100": {**_MOBILENET, **_PAPER, **carried("gr_mobilenetv2_cifar")},
     }
 )
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from timm.models import is_model, list_models as _timm_models, split_model_name_tag
 from torch import nn
 
-from interp_zoo.models.weights import CONVERT, differences, names_in, trained
+from interp_zoo.models.pretrained import CONVERT, differences, names_in, trained
 from interp_zoo.words import nearest
 
 _OURS = "interp_zoo.models"

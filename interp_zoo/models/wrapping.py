@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from interp_zoo.models.weights import names_in
+from interp_zoo.models.pretrained import names_in
 
 # Where weights come from, and what they are of: not what the wrapped model's cfg says.
 _SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "architecture", "tag", "custom_load")

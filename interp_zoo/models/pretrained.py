@@ -10,16 +10,26 @@ from typing import Any, TypeVar
 import timm
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, get_pretrained_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
 WEIGHTS_FILE = "model.safetensors"
+CARRIED = Path(__file__).parent / "weights"  # of the package itself; some of its tensors are of 16 bit
 CONVERT = "pickled weights are not loaded, convert them with save_file(torch.load(path, weights_only=True), new_path)"
 
 
-def build(make: Callable[..., M], variant: str, pretrained: bool, *, otherwise: str = "", **kwargs: Any) -> M:
+def carried(variant: str) -> dict[str, str]:
+    """A cfg's entry for weights that the package itself carries; an empty one where it has none."""
+    file = CARRIED / f"{variant}.safetensors"
+    return {"file": str(file)} if file.is_file() else {}
+
+
+def build(
+    make: Callable[..., M], variant: str, pretrained: bool, *, otherwise: str = "", backbone: str = "", **kwargs: Any
+) -> M:
     """A model by timm's `build_model_with_cfg`, whose pretrained weights are all there or an error.
 
     Timm itself leaves weights random where a checkpoint of another architecture comes with another number of classes,
@@ -30,6 +40,8 @@ def build(make: Callable[..., M], variant: str, pretrained: bool, *, otherwise: 
         variant: the model's name.
         pretrained: whether trained weights are loaded.
         otherwise: what to do where there are none, for the error.
+        backbone: the model whose weights the package's own file leaves out, because it carries them anyway: those that
+            are called "backbone.".
         kwargs: as for `build_model_with_cfg`.
 
     Raises:
@@ -53,9 +65,15 @@ def build(make: Callable[..., M], variant: str, pretrained: bool, *, otherwise: 
     overlay = {**overlay, "first_conv": own.first_conv, "classifier": own.classifier, "custom_load": False}
     if cfg.get("hf_hub_id") == source:
         overlay["hf_hub_filename"] = WEIGHTS_FILE
+    theirs = carried(backbone).get("file", "") if backbone and source == carried(variant).get("file") else ""
+
+    def filtered(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        rest = {f"backbone.{name}": value for name, value in load_file(theirs).items()} if theirs else {}
+        return fitting(rest | state, model)
+
     try:
         return build_model_with_cfg(
-            make, variant, True, pretrained_filter_fn=fitting, pretrained_cfg_overlay=overlay, **kwargs
+            make, variant, True, pretrained_filter_fn=filtered, pretrained_cfg_overlay=overlay, **kwargs
         )
     except (OSError, HTTPError) as error:
         raise OSError(f'"{variant}": its weights cannot be had from {source}: {one_line(error)}') from error

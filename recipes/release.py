@@ -1,0 +1,96 @@
+"""Put a trained network's weights into the package, where `timm.create_model(NAME, pretrained=True)` finds them.
+
+    python recipes/release.py runs/gr_resnet18/best
+
+writes interp_zoo/models/weights/NAME.safetensors, NAME being the architecture, its floating-point tensors of 16 bit;
+and beside it NAME.example.safetensors, two pictures and what the network makes of them, by which a test tells whether
+it is still the same network. A CA-Stream's backbone is left out where the package carries the very same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from interp_zoo.models import CAStream
+from interp_zoo.models.pretrained import CARRIED, WEIGHTS_FILE, differences
+
+
+def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floating-point tensors as float16.
+
+    Raises:
+        ValueError: if a number is too large for it.
+    """
+    small = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    lost = [k for k, v in small.items() if not bool(v.isfinite().all())]
+    if lost:
+        raise ValueError(f"{lost[0]} holds numbers that are not finite in 16 bit: release it with 32")
+    return small
+
+
+def without_backbone(name: str, state: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """A stream's own tensors, if the folder has its backbone's; else all.
+
+    Raises:
+        ValueError: if the folder has other weights of the backbone.
+    """
+    file = folder / f"{name.removeprefix('ca_')}.safetensors"
+    if not file.is_file():
+        return state
+    theirs = load_file(file)
+    for k, v in theirs.items():
+        if not torch.equal(state[f"backbone.{k}"], v):
+            raise ValueError(f'backbone.{k} is not that of "{file}", which the stream is to share: release that first')
+    return {k: v for k, v in state.items() if not k.startswith("backbone.")}
+
+
+def pictures(model: nn.Module) -> Tensor:
+    """Two made-up pictures as the network takes them: smooth colours, seeded."""
+    cfg: Any = model.pretrained_cfg
+    coarse = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(cfg[key])[:, None, None] for key in ("mean", "std"))
+    return (interpolate(coarse, cfg["input_size"][1:], mode="bicubic").clamp(0, 1) - mean) / std
+
+
+def release(run: Path, folder: Path) -> list[Path]:
+    """Writes both files, and returns where they are.
+
+    Args:
+        run: a folder with weights and config, such as a training run's `best`.
+        folder: where to.
+    """
+    model: Any = timm.create_model(f"local-dir:{run}", pretrained=True)
+    name = model.pretrained_cfg["architecture"]
+    state = halved(load_file(run / WEIGHTS_FILE))
+    if wrong := differences(state, model):
+        raise ValueError(f'"{run}" is no "{name}": {wrong}')
+    model.load_state_dict(state)  # as its users will have it
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{name}.safetensors", folder / f"{name}.example.safetensors"]
+    save_file(without_backbone(name, state, folder) if isinstance(model, CAStream) else state, files[0])
+    x = pictures(model)
+    with torch.no_grad():
+        save_file({"input": x, "logits": model.eval()(x)}, files[1])
+    return files
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Releases, and says what it wrote."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("run", type=Path, help="a training run's folder best, or any other that is a local-dir: name")
+    parser.add_argument("--folder", type=Path, default=CARRIED, help="where to (the package's)")
+    args = parser.parse_args(argv)
+    for file in release(args.run, args.folder):
+        print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
