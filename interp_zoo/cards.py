@@ -34,10 +34,20 @@ class Results:
           ],
           "base_model": "timm/resnet50.tv_in1k",
           "datasets": ["imagenet-1k"],
-          "training": "accelerate launch recipes/train.py --model ca_resnet50 ..."
+          "training": "accelerate launch recipes/train.py --model ca_resnet50 ...",
+          "sections": [
+            {
+              "title": "Limits",
+              "text": ["A line of Markdown."],
+              "columns": ["method", "AD"],
+              "rows": [["gradcam", 12.5]],
+              "command": "accelerate launch recipes/evaluate.py ..."
+            }
+          ]
         }
 
-    The last three, and an entry's `name`, are there if wanted.
+    The last four, an entry's `name`, and all of a section but its title are there if wanted. A table needs the command
+    that made it.
 
     Attributes:
         model: the architecture that was measured.
@@ -46,6 +56,7 @@ class Results:
         base_model: what training started from, or None.
         datasets: what it was trained on.
         training: the command that trained it, or None.
+        sections: what else the card says, in this order.
     """
 
     model: str = ""
@@ -54,6 +65,7 @@ class Results:
     base_model: str | None = None
     datasets: tuple[str, ...] = ()
     training: str | None = None
+    sections: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def read(cls, path: str | Path) -> Results:
@@ -74,7 +86,7 @@ class Results:
         if wrong:
             raise ValueError(f'`results` "{path}": {wrong} (see interp_zoo.cards.Results)')
         known = {k: v for k, v in found.items() if k in cls.__dataclass_fields__}
-        return cls(**{**known, "results": tuple(found["results"]), "datasets": tuple(found.get("datasets", ()))})
+        return cls(**{**known, **{key: tuple(found.get(key, ())) for key in ("results", "datasets", "sections")}})
 
 
 def _wrong(found: Any) -> str:
@@ -96,12 +108,32 @@ def _wrong(found: Any) -> str:
         for key in ("dataset", "split", "metric", *(["name"] if "name" in entry else [])):
             if not _is_name(entry.get(key)):
                 return f"entry {i} needs `{key}`, a name"
-        value = entry.get("value")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e12:
+        if not _is_number(entry.get("value")):
             return f"entry {i} needs `value`, a finite number"
     keys = [f"{entry['dataset']}, {entry['split']}, {entry['metric']}" for entry in entries]
     if len(set(keys)) < len(keys):
         return f"two entries are of {max(keys, key=keys.count)}"
+    return next(filter(None, map(_wrong_section, _list(found.get("sections", [])))), "")
+
+
+def _wrong_section(section: Any) -> str:
+    if not isinstance(section, dict) or not _is_name(section.get("title")):
+        return "`sections` must be a list of objects, each with a `title`, a name"
+    which = f'section "{section["title"]}"'
+    if not all(isinstance(line, str) and line.isprintable() for line in _list(section.get("text", []))):
+        return f"{which}: `text` must be a list of lines"
+    if "command" in section and not _is_line(section["command"]):
+        return f"{which}: `command` must be a line of text"
+    columns, rows = _list(section.get("columns", [])), _list(section.get("rows", []))
+    if bool(columns) != bool(rows) or not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
+        return f"{which}: `rows` must be a list of rows, each with a cell for each of `columns`"
+    if not all(
+        (isinstance(cell, str) and cell.isprintable() and "|" not in cell) or _is_number(cell)
+        for cell in [*columns, *(cell for row in rows for cell in row)]
+    ):
+        return f"{which}: a cell must be a finite number, or text without |"
+    if rows and "command" not in section:
+        return f"{which}: a table needs the `command` that made it"
     return ""
 
 
@@ -111,6 +143,10 @@ def _list(value: Any) -> list[Any]:
 
 def _is_line(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and value.isprintable() and "`" not in value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
 
 
 def _is_name(value: Any) -> bool:
@@ -135,7 +171,9 @@ def make_card(model: nn.Module, repo_id: str, results: Results, *, license: str 
     text = [f"# {name}", "", _about(architecture), "", *_details(model, cfg), "", *_use(repo_id)]
     text += ["", "## Figures", "", *_figures(results)]
     if results.training:
-        text += ["", "## Training", "", "```bash", results.training, "```"]
+        text += ["", "## Training", "", *_block(results.training)]
+    for section in results.sections:
+        text += _section(section)
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(text) + "\n"
 
 
@@ -187,4 +225,20 @@ def _figures(results: Results) -> list[str]:
     lines += [
         f"| {r['dataset']} | {r['split']} | {r.get('name') or r['metric']} | {r['value']:g} |" for r in results.results
     ]
-    return [*lines, "", "Measured by", "", "```bash", results.command, "```"]
+    return [*lines, "", "Measured by", "", *_block(results.command)]
+
+
+def _section(section: Mapping[str, Any]) -> list[str]:
+    lines = ["", f"## {section['title']}"]
+    for line in section.get("text", ()):
+        lines += ["", line]
+    if columns := section.get("columns"):
+        cells = [columns, ["---"] * len(columns), *section["rows"]]
+        lines += ["", *("| " + " | ".join(c if isinstance(c, str) else f"{c:g}" for c in row) + " |" for row in cells)]
+    if command := section.get("command"):
+        lines += ["", *_block(command)]
+    return lines
+
+
+def _block(command: str) -> list[str]:
+    return ["```bash", command, "```"]

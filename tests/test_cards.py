@@ -26,6 +26,14 @@ RESULTS = {
     ],
 }
 
+SECTION = {
+    "title": "Explanations",
+    "text": ["Of **both** networks.", "By label."],
+    "columns": ["method", "AD"],
+    "rows": [["gradcam", 12.5], ["cam", "13.0 to 14.0"]],
+    "command": "accelerate launch recipes/evaluate.py --methods gradcam,cam",
+}
+
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
@@ -52,6 +60,17 @@ def test_the_card(results: Path, tmp_path: Path) -> None:
     code = text.partition("```python\n")[2].partition("```")[0]
     compile(code, "card", "exec")
     assert f'timm.create_model("hf-hub:{REPO}", pretrained=True)' in code
+
+
+def test_sections(tmp_path: Path) -> None:
+    limits = {"title": "Limits", "text": ["Small pictures."]}
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS | {"sections": [SECTION, limits]}))
+    prepare(lively(NAME), REPO, tmp_path / "out", results=tmp_path / "results.json")
+    text = (tmp_path / "out" / "README.md").read_text()
+    table = "| method | AD |\n| --- | --- |\n| gradcam | 12.5 |\n| cam | 13.0 to 14.0 |"
+    command = f"```bash\n{SECTION['command']}\n```"
+    prose = "Of **both** networks.\n\nBy label."
+    assert text.endswith(f"## Explanations\n\n{prose}\n\n{table}\n\n{command}\n\n## Limits\n\nSmall pictures.\n")
 
 
 def test_a_card_without_results_has_no_figures(tmp_path: Path) -> None:
@@ -91,6 +110,16 @@ def without(key: str) -> dict[str, Any]:
         ({"results": [ENTRY | {"dataset": "ci|far"}]}, "entry 0 needs `dataset`, a name"),
         ({"results": [ENTRY | {"name": 5}]}, "entry 0 needs `name`, a name"),
         ({"results": [ENTRY, ENTRY | {"value": 3}]}, "two entries are of cifar100, test, accuracy"),
+        ({"sections": "Limits"}, "`sections` must be a list of objects, each with a `title`"),
+        ({"sections": [{"text": ["no title"]}]}, "`sections` must be a list of objects, each with a `title`"),
+        ({"sections": [{"title": "a", "text": "b"}]}, 'section "a": `text` must be a list of lines'),
+        ({"sections": [{"title": "a", "text": ["b\nc"]}]}, 'section "a": `text` must be a list of lines'),
+        ({"sections": [SECTION | {"command": ""}]}, 'section "Explanations": `command` must be a line'),
+        ({"sections": [SECTION | {"rows": []}]}, "`rows` must be a list of rows, each with a cell for each of"),
+        ({"sections": [SECTION | {"rows": [["gradcam"]]}]}, "`rows` must be a list of rows, each with a cell for each"),
+        ({"sections": [SECTION | {"rows": [["a|b", 1]]}]}, "a cell must be a finite number, or text without"),
+        ({"sections": [SECTION | {"rows": [["a", float("inf")]]}]}, "a cell must be a finite number, or text without"),
+        ({"sections": [{k: v for k, v in SECTION.items() if k != "command"}]}, "a table needs the `command` that made"),
     ],
 )
 def test_results_that_are_refused(change: dict[str, Any], match: str, tmp_path: Path) -> None:

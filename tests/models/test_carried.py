@@ -92,7 +92,7 @@ def test_a_stream_shares_its_backbone(tmp_path: Path, monkeypatch: pytest.Monkey
         timm.create_model("ca_resnet18_cifar", pretrained=True)
     assert len(load_file(recipe().release(tmp_path / "ca", tmp_path / "alone")[0])) == len(got.state_dict())
     recipe().release(run("resnet18_cifar", tmp_path / "other", seed=1), tmp_path / "weights")
-    with pytest.raises(ValueError, match=r"backbone.conv1.weight is not that of"):
+    with pytest.raises(ValueError, match=r"backbone\.\S+ is not that of"):
         recipe().release(tmp_path / "ca", tmp_path / "weights")
 
 
