@@ -153,10 +153,20 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(_NAME.fullmatch(value))
 
 
-def make_card(model: nn.Module, repo_id: str, results: Results, *, license: str | None, base_model: str | None) -> str:
-    """The card of a model, Markdown after YAML metadata."""
+def make_card(
+    model: nn.Module, source: str, results: Results, *, license: str | None = None, base_model: str | None = None
+) -> str:
+    """The card of a model, Markdown after YAML metadata.
+
+    Args:
+        model: it, of a registered timm architecture.
+        source: from where `timm.create_model` has it: "hf-hub:user/name", or the name of one that the package carries.
+        results: what was measured on it.
+        license: the licence's name on the Hub; by default that of the model's `pretrained_cfg`.
+        base_model: the Hub's name of the model that training started from; by default what the results say.
+    """
     cfg: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    name = repo_id.rpartition("/")[2]
+    name = source.rpartition("/")[2]
     architecture = cfg["architecture"]
     data = ModelCardData(
         license=license or cfg.get("license"),
@@ -168,7 +178,7 @@ def make_card(model: nn.Module, repo_id: str, results: Results, *, license: str 
         model_name=name,
         eval_results=[_eval_result(entry) for entry in results.results] or None,
     )
-    text = [f"# {name}", "", _about(architecture), "", *_details(model, cfg), "", *_use(repo_id)]
+    text = [f"# {name}", "", _about(architecture), "", *_details(model, cfg), "", *_use(source)]
     text += ["", "## Figures", "", *_figures(results)]
     if results.training:
         text += ["", "## Training", "", *_block(results.training)]
@@ -205,14 +215,14 @@ def _details(model: nn.Module, cfg: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _use(repo_id: str) -> list[str]:
+def _use(source: str) -> list[str]:
     return [
         "## Use",
         "",
         "```python",
         "import timm, interp_zoo",
         "",
-        f'model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()',
+        f'model = timm.create_model("{source}", pretrained=True).eval()',
         'interp_zoo.explain(model, "photo.jpg").save("explained.png")',
         "```",
     ]

@@ -70,7 +70,7 @@ def prepare(
     architecture = model.pretrained_cfg["architecture"]  # type: ignore[index]
     if results and measured.model.partition(".")[0] != architecture:
         raise ValueError(f'`results` are of "{measured.model}", not of "{architecture}": give this model\'s own')
-    text = make_card(model, repo_id, measured, license=license, base_model=base_model)
+    text = make_card(model, f"hf-hub:{repo_id}", measured, license=license, base_model=base_model)
     folder = Path(folder)
     write_weights(model, folder)
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -1,0 +1,240 @@
+"""Write the tables of docs/reproduction.md, and model_cards/, from what recipes/evaluate.py measured.
+
+    python recipes/reproduce.py
+
+Every figure comes from a summary.json that lies in docs/reproduction/ under the name of its run, or, where the page has
+the thesis' own, from docs/reproduction/thesis.json. Written by hand are the page's prose and model_cards/cards.toml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from interp_zoo.cards import Results, make_card
+from interp_zoo.evaluation.measures import MEASURES
+
+ROOT = Path(__file__).parents[1]
+METRICS = ("average_drop", "average_gain", "average_increase", "insertion", "deletion")
+MARKS = {"second": "▲", "first": "▼", "": "≈"}
+TABLE = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
+
+Json = Mapping[str, Any]
+
+
+class Measured:
+    """The summaries in a folder, by name.
+
+    Args:
+        folder: where they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def summary(self, name: str) -> Any:
+        """A run's summary.json, or other figures that lie there.
+
+        Raises:
+            FileNotFoundError: if there is none of this name.
+        """
+        file = self._folder / f"{name}.json"
+        if not file.is_file():
+            raise FileNotFoundError(f'there is no "{file}": copy the summary.json of the run there')
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    def comparison(self, names: Sequence[str], model: str) -> Iterator[tuple[Json, Json]]:
+        """The methods of several runs on a model and what it is compared with; the first run that has a method counts.
+
+        Yields:
+            The comparison, and a method's line of it.
+        """
+        seen: set[str] = set()
+        for name in names:
+            for found in self.summary(name)["comparisons"]:
+                if found["second"] != model:
+                    continue
+                for line in found["rows"]:
+                    if line["method"] not in seen:
+                        seen.add(line["method"])
+                        yield found, line
+
+    def accuracy(self, name: str, model: str) -> tuple[float, int]:
+        """Top-1 in percent on the pictures of a run, and their number."""
+        (facts,) = (facts for facts in self.summary(name)["models"] if facts["name"] == model)
+        return 100 * facts["correct"] / facts["labelled"], facts["labelled"]
+
+
+def markdown(rows: Iterable[Sequence[str]]) -> str:
+    """A table; its first row is its head."""
+    head, *body = rows
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body))
+
+
+def titles() -> list[str]:
+    """Of the metrics, with the better side."""
+    return [MEASURES[name].title + (" ↑" if MEASURES[name].higher_is_better else " ↓") for name in METRICS]
+
+
+def change(cell: Json) -> str:
+    """What a metric is on the first and on the second model, and whether the run tells them apart."""
+    return f"{cell['first']:.2f} → {cell['second']:.2f} {MARKS[cell['better']]}"
+
+
+def by_how_much(cell: Json) -> str:
+    """The difference with its interval."""
+    return f"{cell['difference']:+.2f} ({cell['low']:+.2f} to {cell['high']:+.2f})"
+
+
+def beside(measured: Measured, runs: Sequence[str], model: str, thesis: Json) -> str:
+    """The thesis' figures of two networks beside those measured here, CAM by CAM.
+
+    Args:
+        measured: where the figures are.
+        runs: the runs' names.
+        model: the network whose figures come second.
+        thesis: the thesis' figures by method and metric, an empty one where it has none.
+    """
+    rows: list[list[str]] = [["CAM", "", *titles(), "pictures"]]
+    for found, line in measured.comparison(runs, model):
+        if line["floor"]:
+            continue
+        cells = [line["metrics"][name] for name in METRICS]
+        if its := thesis.get(line["method"]):
+            rows.append([f"`{line['method']}`", "thesis", *("{:.2f} → {:.2f}".format(*its[m]) for m in METRICS), ""])
+        rows.append([f"`{line['method']}`", "here", *map(change, cells), f"{found['pictures']:,}"])
+        rows.append(["", "difference", *map(by_how_much, cells), ""])
+    return markdown(rows)
+
+
+def accuracies(measured: Measured, pairs: Iterable[Sequence[str]], thesis: Json) -> str:
+    """Top-1 of baselines and of what is compared with them; each pair is a run, both models, and the thesis' name."""
+    rows = [["network", "thesis", "here", "pictures"]]
+    for run, first, second, name in pairs:
+        (a, n), (b, _) = measured.accuracy(run, first), measured.accuracy(run, second)
+        theirs = "{:.2f} → {:.2f}".format(*thesis[name]) if name in thesis else ""
+        rows.append([f"`{first}` → `{second}`", theirs, f"{a:.2f} → {b:.2f}", f"{n:,}"])
+    return markdown(rows)
+
+
+def tables(measured: Measured) -> dict[str, str]:
+    """All tables of docs/reproduction.md, by the name that their place there has."""
+    thesis = measured.summary("thesis")
+    gradients = thesis["interpretable gradients"]
+    pairs = [
+        ("resnet18", "resnet18_cifar", "gr_resnet18_cifar", "resnet18"),
+        ("mobilenetv2", "mobilenetv2_cifar", "gr_mobilenetv2_cifar", "mobilenetv2"),
+        ("ca_resnet18", "resnet18_cifar", "ca_resnet18_cifar", ""),
+    ]
+    return {
+        "accuracy": accuracies(measured, pairs, thesis["accuracy"]),
+        "resnet18": beside(measured, ["resnet18", "resnet18_scorecam"], "gr_resnet18_cifar", gradients["resnet18"]),
+        "mobilenetv2": beside(measured, ["mobilenetv2", "mobilenetv2_scorecam"], "gr_mobilenetv2_cifar", {}),
+        "layers": beside(measured, ["resnet18_layers"], "gr_resnet18_cifar", {}),
+        "pooling": beside(measured, ["ca_resnet18", "ca_resnet18_scorecam"], "ca_resnet18_cifar", {}),
+        "pooling, thesis": as_the_thesis(thesis["pooling"]),
+    }
+
+
+def as_the_thesis(networks: Json) -> str:
+    """Its figures alone."""
+    rows = [["network", "CAM", *titles()]]
+    for network, methods in networks.items():
+        rows += [
+            [f"`{network}`", f"`{method}`", *("{:.2f} → {:.2f}".format(*its[m]) for m in METRICS)]
+            for method, its in methods.items()
+        ]
+    return markdown(rows)
+
+
+def fill(page: str, tables: Mapping[str, str]) -> str:
+    """The page with its tables anew.
+
+    Raises:
+        ValueError: if it asks for a table that there is not, or has no place for one.
+    """
+    asked = TABLE.findall(page)
+    if odd := set(asked) ^ set(tables):
+        raise ValueError(f"docs/reproduction.md and its tables do not agree on: {', '.join(sorted(odd))}")
+    return TABLE.sub(lambda m: f"<!-- table: {m[1]} -->\n{tables[m[1]]}\n<!-- end -->", page)
+
+
+def results(measured: Measured, name: str, told: Json) -> dict[str, Any]:
+    """A card's results file.
+
+    Args:
+        measured: where the figures are.
+        name: the model's.
+        told: its part of cards.toml: `runs`, of which the first gives the accuracy; `dataset`; `training`; `sections`;
+            and what it is `compared` with, if it is.
+    """
+    first = measured.summary(told["runs"][0])
+    accuracy, _ = measured.accuracy(told["runs"][0], name)
+    found: dict[str, Any] = {
+        "model": name,
+        "command": first["command"],
+        "results": [
+            {
+                "dataset": told["dataset"],
+                "split": "test",
+                "metric": "accuracy",
+                "name": "top-1",
+                "value": round(accuracy, 2),
+            }
+        ],
+        "datasets": [told["dataset"]],
+        "training": told["training"],
+        "sections": list(told["sections"]),
+    }
+    for run in told["runs"] if "compared" in told else ():
+        summary = measured.summary(run)
+        lines = [
+            (found, line)
+            for found, line in measured.comparison([run], name)
+            if not line["floor"] and found["first"] == told["compared"]
+        ]
+        found["sections"].append(
+            {
+                "title": told.get("titles", {}).get(run, "Explanations"),
+                "text": [
+                    f"`{told['compared']}` → `{name}`: means over {lines[0][0]['pictures']:,} pictures, percent; "
+                    "▲ better, ▼ worse, ≈ not told apart (paired by picture, 95 %).",
+                ],
+                "columns": ["method", *titles()],
+                "rows": [[f"`{line['method']}`", *(change(line["metrics"][m]) for m in METRICS)] for _, line in lines],
+                "command": summary["command"],
+            }
+        )
+    return found
+
+
+def write_cards(measured: Measured, cards: Json, folder: Path) -> None:
+    """Each model's results file and card."""
+    for name, told in cards.items():
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(results(measured, name, told), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        model = timm.create_model(name, pretrained=True)
+        (folder / f"{name}.md").write_text(make_card(model, name, Results.read(file)), "utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes page and cards."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--root", type=Path, default=ROOT, help="where docs/ and model_cards/ are (this repository)")
+    root = parser.parse_args(argv).root
+    measured = Measured(root / "docs" / "reproduction")
+    cards = tomllib.loads((root / "model_cards" / "cards.toml").read_text(encoding="utf-8"))
+    page = root / "docs" / "reproduction.md"
+    page.write_text(fill(page.read_text(encoding="utf-8"), tables(measured)), "utf-8")
+    write_cards(measured, cards, root / "model_cards")
+
+
+if __name__ == "__main__":
+    main()

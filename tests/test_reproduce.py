@@ -1,0 +1,148 @@
+"""The page on reproduction and the cards: every figure comes from a results file."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "reproduce.py"
+RUNS = {
+    "resnet18": "gr_resnet18_cifar",
+    "resnet18_scorecam": "gr_resnet18_cifar",
+    "resnet18_layers": "gr_resnet18_cifar",
+    "mobilenetv2": "gr_mobilenetv2_cifar",
+    "mobilenetv2_scorecam": "gr_mobilenetv2_cifar",
+    "ca_resnet18": "ca_resnet18_cifar",
+    "ca_resnet18_scorecam": "ca_resnet18_cifar",
+}
+METRICS = ["average_drop", "average_gain", "average_increase", "insertion", "deletion"]
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reproduce_recipe", RECIPE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reproduce_recipe"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def line(method: str, first: float, difference: float, floor: bool = False) -> dict[str, Any]:
+    cells = {
+        name: {
+            "first": first + i,
+            "second": first + i + difference,
+            "difference": difference,
+            "low": difference - 0.25,
+            "high": difference + 0.25,
+            "better": ("second", "", "first")[i % 3],
+        }
+        for i, name in enumerate(METRICS)
+    }
+    return {"method": method, "floor": floor, "metrics": cells}
+
+
+def a_summary(model: str, methods: list[str], pictures: int) -> dict[str, Any]:
+    first = {"gr_mobilenetv2_cifar": "mobilenetv2_cifar"}.get(model, "resnet18_cifar")
+    return {
+        "command": f"accelerate launch recipes/evaluate.py --model {first} {model} --methods {','.join(methods)}",
+        "models": [
+            {"name": first, "labelled": 400, "correct": 300},
+            {"name": model, "labelled": 400, "correct": 301},
+        ],
+        "comparisons": [
+            {
+                "first": first,
+                "second": model,
+                "target_kind": "label",
+                "pictures": pictures,
+                "rows": [*(line(m, 10.0, -1.5) for m in methods), line("fakecam", 0.0, 0.0, floor=True)],
+            }
+        ],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for run, model in RUNS.items():
+        methods = ["scorecam"] if run.endswith("scorecam") else ["gradcam", "xgradcam"]
+        summary = a_summary(model, methods, 50 if methods == ["scorecam"] else 400)
+        (tmp_path / f"{run}.json").write_text(json.dumps(summary))
+    thesis = {m: [30.16, 28.09] for m in METRICS}
+    told = {
+        "accuracy": {"resnet18": [73.42, 72.86]},
+        "interpretable gradients": {"resnet18": {"gradcam": thesis}},
+        "pooling": {"resnet50": {"gradcam": thesis}},
+    }
+    (tmp_path / "thesis.json").write_text(json.dumps(told))
+    return tmp_path
+
+
+def test_the_tables(recipe: ModuleType, folder: Path) -> None:
+    found = recipe.tables(recipe.Measured(folder))
+    assert "| `resnet18_cifar` → `gr_resnet18_cifar` | 73.42 → 72.86 | 75.00 → 75.25 | 400 |" in found["accuracy"]
+    assert "| `mobilenetv2_cifar` → `gr_mobilenetv2_cifar` |  | 75.00 → 75.25 | 400 |" in found["accuracy"]
+    lines = found["resnet18"].splitlines()
+    assert lines[0] == "| CAM |  | AD ↓ | AG ↑ | AI ↑ | I ↑ | D ↓ | pictures |"
+    assert lines[2].startswith("| `gradcam` | thesis | 30.16 → 28.09 |")
+    assert lines[3].startswith("| `gradcam` | here | 10.00 → 8.50 ▲ | 11.00 → 9.50 ≈ | 12.00 → 10.50 ▼ |")
+    assert lines[3].endswith("| 400 |")
+    assert lines[4].startswith("|  | difference | -1.50 (-1.75 to -1.25) |")
+    assert lines[5].startswith("| `xgradcam` | here |")  # of which the thesis' file says nothing here
+    assert lines[7].startswith("| `scorecam` | here |")
+    assert lines[7].endswith("| 50 |")
+    assert "fakecam" not in found["resnet18"]
+    assert found["pooling, thesis"].splitlines()[2].startswith("| `resnet50` | `gradcam` | 30.16 → 28.09 |")
+
+
+def test_the_page_is_filled(recipe: ModuleType) -> None:
+    page = "# A\n<!-- table: x -->\nold\nold\n<!-- end -->\ntext\n<!-- table: y -->\n<!-- end -->\n"
+    once = recipe.fill(page, {"x": "| 1 |", "y": "| 2 |"})
+    assert once == ("# A\n<!-- table: x -->\n| 1 |\n<!-- end -->\ntext\n<!-- table: y -->\n| 2 |\n<!-- end -->\n")
+    assert recipe.fill(once, {"x": "| 1 |", "y": "| 2 |"}) == once
+    for tables in ({"x": "", "y": "", "z": ""}, {"x": ""}):
+        with pytest.raises(ValueError, match=r"do not agree on: [yz]"):
+            recipe.fill(page, tables)
+
+
+def test_a_run_that_is_missing_is_told(recipe: ModuleType, folder: Path) -> None:
+    (folder / "mobilenetv2.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"mobilenetv2\.json\": copy the summary\.json"):
+        recipe.tables(recipe.Measured(folder))
+
+
+def test_a_cards_results(recipe: ModuleType, folder: Path, tmp_path: Path) -> None:
+    from interp_zoo.cards import Results
+
+    told = {
+        "runs": ["resnet18", "resnet18_scorecam"],
+        "compared": "resnet18_cifar",
+        "dataset": "cifar100",
+        "training": "accelerate launch recipes/train.py",
+        "sections": [{"title": "Limits", "text": ["Small pictures."]}],
+    }
+    found = recipe.results(recipe.Measured(folder), "gr_resnet18_cifar", told)
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    read = Results.read(tmp_path / "results.json")
+    assert read.results[0]["value"] == 75.25
+    assert read.command.endswith("--methods gradcam,xgradcam")
+    limits, cams, scorecam = read.sections
+    assert limits == told["sections"][0]
+    assert cams["rows"][0] == [
+        "`gradcam`",
+        "10.00 → 8.50 ▲",
+        "11.00 → 9.50 ≈",
+        "12.00 → 10.50 ▼",
+        "13.00 → 11.50 ▲",
+        "14.00 → 12.50 ≈",
+    ]
+    assert "over 400 pictures" in cams["text"][0]
+    assert (scorecam["command"].split()[-1], scorecam["rows"][0][0]) == ("scorecam", "`scorecam`")
