@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--methods",
         default="quick",
-        help="names with commas between, or quick, or all; options after colons: opticam:iterations=50 (quick)",
+        help="names with commas between, or quick, or all; with options: opticam:iterations=50:layer=layer3 (quick)",
     )
     add("--metrics", default="recognition,causal", help=f"names or groups ({', '.join(measures.GROUPS)}), or all")
     add("--data-dir", type=Path, help="a folder with labels.csv (file, class_index), one of pictures, or timm's root")

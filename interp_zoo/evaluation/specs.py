@@ -20,7 +20,7 @@ class Spec:
     Attributes:
         text: the text of it, which names it in the table.
         name: the method's name.
-        options: its options.
+        options: its options, and `layer` if it was asked for.
     """
 
     text: str
@@ -29,7 +29,7 @@ class Spec:
 
 
 def parse_methods(text: str) -> list[Spec]:
-    """Methods from a text such as "gradcam,opticam:iterations=50"; the floors are always among them.
+    """Methods from a text such as "gradcam:layer=layer3,opticam:iterations=50"; the floors are always among them.
 
     Also "all", and "quick" for all that are not slow.
 
@@ -47,7 +47,12 @@ def parse_methods(text: str) -> list[Spec]:
         name, *pairs = word.split(":")
         method = get_method(name)
         options = dict(_option(pair) for pair in pairs)
-        method.check(options)
+        layer = options.get("layer", "")
+        if not isinstance(layer, str) or (layer and method.at_picture):
+            raise TypeError(
+                f'`layer` of method "{method.name}" must be the name of a layer, of a method that takes one'
+            )
+        method.check({key: value for key, value in options.items() if key != "layer"})
         label = ":".join([method.name, *pairs])
         specs[label] = Spec(label, method.name, options)
     return list(specs.values())

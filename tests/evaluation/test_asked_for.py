@@ -25,6 +25,8 @@ def test_floors_are_always_there() -> None:
 
 
 def test_options() -> None:
+    early, *_ = parse_methods("gradcam:layer=layer3")
+    assert (early.text, early.name, early.options) == ("gradcam:layer=layer3", "gradcam", {"layer": "layer3"})
     fast, margin, *_ = parse_methods("opti-cam:iterations=10:lr=0.5,opticam:objective=margin")
     assert (fast.text, fast.name, fast.options) == (
         "opticam:iterations=10:lr=0.5",
@@ -43,6 +45,16 @@ def test_options() -> None:
         ("", ValueError, "`methods` is empty: name some with commas between, or quick, or all"),
         ("gradcan", ValueError, r'`method` "gradcan" is unknown \(did you mean gradcam.*\?\); known: '),
         ("opticam:iteration=3", TypeError, r'method "opticam" has no option `iteration` \(did you mean iterations'),
+        (
+            "gradcam:layer=4",
+            TypeError,
+            '`layer` of method "gradcam" must be the name of a layer, of a method that takes',
+        ),
+        (
+            "rise:layer=layer3",
+            TypeError,
+            '`layer` of method "rise" must be the name of a layer, of a method that takes',
+        ),
         ("opticam:iterations", ValueError, '`methods` has the option "iterations", but it must be name=value'),
     ],
 )

@@ -50,7 +50,7 @@ def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything on three pictures: 0, 11 and 22."""
     output = tmp_path_factory.mktemp("small") / "out"
-    everything = ["--metrics", "all", "--target", "all", "--methods", "gradcam,opticam:iterations=2"]
+    everything = ["--metrics", "all", "--target", "all", "--methods", "gradcam,opticam:iterations=2:layer=layer3"]
     main(arguments(place, output, *everything, "--limit", "3", "--fill-pictures", "1", "--sanity-pictures", "2"))
     return output
 
