@@ -20,7 +20,7 @@ from interp_zoo.explain import Explainer, Explanation, compare as compare_method
 from interp_zoo.explain.compare import ROWS, check_figure
 from interp_zoo.explain.inputs import is_url, not_there
 from interp_zoo.explain.methods import get_method, list_methods
-from interp_zoo.explain.render import check_ending
+from interp_zoo.explain.storing import check_ending
 from interp_zoo.hub import FILES, prepare, publish
 from interp_zoo.models import create, list_models
 from interp_zoo.models.counting import architecture, flops, parameters
@@ -79,9 +79,9 @@ def explain(
 
     exp = _or_exit(run)
     files = _or_exit(lambda: exp.save(output))
-    for i, file in enumerate(files):
-        before, after = exp.probability[i].item(), exp.masked_probability[i].item()
-        out.print(f"[bold]{escape(str(file))}[/bold]", soft_wrap=True)
+    for i, (before, after) in enumerate(zip(exp.probability.tolist(), exp.masked_probability.tolist(), strict=True)):
+        where = files[i] if len(files) == len(exp) else f"{files[0]}: {exp.name[i]}"
+        out.print(f"[bold]{escape(str(where))}[/bold]", soft_wrap=True)
         out.print(f"  label        {escape(exp.label[i])} (class {int(exp.target[i])})", highlight=False)
         out.print(f"  probability  {before:.3f}, under the mask {after:.3f}", highlight=False)
     out.print(f"{exp.method} at {escape(exp.layer)}; {exp.cost} a map", highlight=False)

@@ -7,6 +7,7 @@ third of a step's time. Below a block that is in use nothing is given back.
 
 from __future__ import annotations
 
+import gc
 import platform
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 _LARGEST = (32 << 20) - (64 << 10)  # bytes; malloc takes what is larger from the system, and smaller from its heap ...
 _BLOCK, _BLOCKS = 24 << 20, 10  # ... once it has seen a block of that size given back
+
+# What torch's allocators say for CPUs and MPS; for CUDA there is an error of its own.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 # Pixels in a pass on a CPU. With more, tensors are so large that malloc takes each from the system and gives it back,
 # which may cost as much as computing with it.
@@ -39,3 +43,19 @@ def steady() -> Tensor | None:
         return None
     torch.empty(_LARGEST, dtype=torch.uint8)
     return [torch.empty(_BLOCK, dtype=torch.uint8) for _ in range(1 + _BLOCKS)][-1]
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def release(device: torch.device) -> None:
+    """Gives back what torch keeps of a device's memory, so that smaller tensors find room."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

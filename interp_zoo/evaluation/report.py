@@ -10,7 +10,8 @@ import torch
 
 from interp_zoo.evaluation import charts
 from interp_zoo.evaluation.charts import NONE, Json, mean_of, number, seconds
-from interp_zoo.evaluation.records import finite, replacing
+from interp_zoo.evaluation.records import finite
+from interp_zoo.files import replacing
 from interp_zoo.metrics.statistics import kendall_tau
 
 GRID = 8  # pictures in a table's grid

@@ -12,7 +12,8 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from interp_zoo.evaluation.measures import MEASURES
-from interp_zoo.evaluation.records import Row, replacing, write_whole
+from interp_zoo.evaluation.records import Row
+from interp_zoo.files import replacing, write_whole
 from interp_zoo.metrics.functional.recognition import Protocol
 
 PACKAGES = ("interp_zoo", "torch", "torchvision", "timm", "accelerate", "torchmetrics")

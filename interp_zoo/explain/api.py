@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from timm.utils import ModelEma, ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 
 from interp_zoo.explain import masking
@@ -20,7 +19,9 @@ from interp_zoo.explain.inputs import Picture, Preprocess, is_many, load
 from interp_zoo.explain.labels import Labels
 from interp_zoo.explain.methods import get_method
 from interp_zoo.explain.progress import progress_bar
+from interp_zoo.explain.rounds import chunks, rounds, stack, within_memory
 from interp_zoo.explain.targets import Request, Target
+from interp_zoo.explain.wrappers import admitted, warn_of_probabilities
 from interp_zoo.memory import FORWARD_PIXELS, at_once
 from interp_zoo.models.loading import create, place
 from interp_zoo.untouched import untouched
@@ -31,7 +32,7 @@ DEFAULT_BATCH_SIZE = 16
 
 
 class Loaded:
-    """Pictures as a model takes them, with a warning for each that cannot be read; see `explain` for `img`.
+    """Pictures as a model takes them, with a warning for each that cannot be read; arguments as in `explain`.
 
     Attributes:
         preprocess: the model's own input.
@@ -40,8 +41,8 @@ class Loaded:
         single: whether one picture was given, not several.
     """
 
-    def __init__(self, img: Any, model: nn.Module) -> None:
-        self.preprocess = Preprocess(model)
+    def __init__(self, img: Any, model: nn.Module, data_config: Mapping[str, Any] | None = None) -> None:
+        self.preprocess = Preprocess(model, data_config)
         self.pictures, self.skipped = load(img, self.preprocess)
         self.single = not is_many(img)
         for name, why in self.skipped.items():
@@ -68,6 +69,8 @@ class Explainer:
         device: str | torch.device | None = None,
         amp: Amp | None = None,
         progress: bool | None = None,
+        multi_label: bool = False,
+        data_config: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self._method = get_method(method)
@@ -80,13 +83,14 @@ class Explainer:
             raise ValueError(f"`batch_size` is {batch_size}, but must be an integer of at least 1")
         if amp is not None and amp not in _AMP:
             raise ValueError(f'`amp` is "{amp}", but must be None, "bf16" or "fp16"')
-        self.model = _model(model, device)
+        self.model = place(create(model), device) if isinstance(model, str) else admitted(model, device)
         self._layer, self._amp, self._progress, self._options = layer, amp, progress, options
+        self._multi_label, self._data_config = multi_label, data_config
         self._batch_size = batch_size or DEFAULT_BATCH_SIZE
 
     def __call__(self, img: Any, target: Any = None) -> Explanation:
         """Explains pictures; see `explain` for `img`, `target`, the result and the errors."""
-        return self.explain_loaded(Loaded(img, self.model), target)
+        return self.explain_loaded(Loaded(img, self.model, self._data_config), target)
 
     def explain_loaded(self, loaded: Loaded, target: Any = None) -> Explanation:
         """Explains pictures that were loaded for this model, as `compare` does once for all methods."""
@@ -94,22 +98,28 @@ class Explainer:
         request, kept = self._request(target, loaded.pictures, single=loaded.single)
         rows = [kept[i] for i, _ in request.rows]
         parts: dict[str, list[Tensor]] = {k: [] for k in ("saliency", "raw", "target", "before", "after")}
+        order: list[int] = []
         passes, seconds = Passes(), 0.0
         with self._anatomy(preprocess, rows) as anatomy:
-            for chunk in _chunks(len(rows), anatomy.batch_size):
-                pixels = _stack(rows[chunk], anatomy)
+
+            def run(pixels: Tensor, some: list[int]) -> tuple[list[int], tuple[Tensor, ...], Passes, float]:
                 start = time.perf_counter()
-                raw, saliency, before, target_rows = self._maps(anatomy, pixels, request, chunk)
-                seconds += time.perf_counter() - start
-                passes += anatomy.passes
+                raw, saliency, before, which = self._maps(anatomy, pixels, request, some)
+                took, cost, anatomy.passes = time.perf_counter() - start, anatomy.passes, Passes()
                 with torch.no_grad():
-                    after = target_rows.plain.probability(
-                        anatomy.logits(masking.apply(pixels, saliency.to(pixels.dtype)))
-                    )
-                for name, value in zip(parts, (saliency, raw, target_rows.index, before, after), strict=True):
-                    parts[name].append(value.detach().cpu())
+                    after = which.plain.probability(anatomy.logits(masking.apply(pixels, saliency.to(pixels.dtype))))
+                return some, (saliency, raw, which.index, before, after), cost, took
+
+            for pixels, some in rounds(request, kept, anatomy):
+                for done, values, cost, took in within_memory(run, pixels, some, anatomy):
+                    order += done
+                    passes += cost
+                    seconds += took
+                    for name, value in zip(parts, values, strict=True):
+                        parts[name].append(value.detach().cpu())
             layer = "picture" if self._method.at_picture else anatomy.cut.name
-        found = {name: torch.cat(values) for name, values in parts.items()}
+        back = torch.tensor(order).argsort()
+        found = {name: torch.cat(values)[back] for name, values in parts.items()}
         given = [i for i, p in enumerate(loaded.pictures) if p is not None]
         n = len(rows)
         return Explanation(
@@ -135,19 +145,24 @@ class Explainer:
         request, _ = self._request(target, kept, single=not is_many(x))
         rows = [kept[i] for i, _ in request.rows]
         with self._anatomy(preprocess, rows) as anatomy:
-            return torch.cat(
-                [
-                    self._maps(anatomy, _stack(rows[chunk], anatomy), request, chunk)[1]
-                    for chunk in _chunks(len(rows), anatomy.batch_size)
-                ]
-            )
+
+            def run(pixels: Tensor, some: list[int]) -> tuple[list[int], Tensor]:
+                return some, self._maps(anatomy, pixels, request, some)[1]
+
+            found = [
+                one
+                for pixels, some in rounds(request, kept, anatomy)
+                for one in within_memory(run, pixels, some, anatomy)
+            ]
+        back = torch.tensor([row for some, _ in found for row in some]).argsort()
+        return torch.cat([maps for _, maps in found])[back]
 
     def features(self, x: Any) -> Tensor:
         """A, the explained layer's output on the picture's grid, (B, C, h, w), for pictures as in `explain`."""
         preprocess, kept = self._load(x)
         with self._anatomy(preprocess, kept) as anatomy:
-            chunks = _chunks(len(kept), anatomy.batch_size)
-            return torch.cat([anatomy.split(_stack(kept[chunk], anatomy)).maps.detach() for chunk in chunks])
+            parts = chunks(len(kept), anatomy.batch_size)
+            return torch.cat([anatomy.split(stack(kept[part], anatomy)).maps.detach() for part in parts])
 
     @contextmanager
     def anatomy(self, x: Any) -> Iterator[tuple[Anatomy, Tensor]]:
@@ -157,11 +172,11 @@ class Explainer:
         """
         preprocess, kept = self._load(x)
         with self._anatomy(preprocess, kept) as anatomy:
-            yield anatomy, _stack(kept, anatomy)
+            yield anatomy, stack(kept, anatomy)
 
     def _load(self, x: Any) -> tuple[Preprocess, list[Picture]]:
         """Pictures that must all be readable."""
-        preprocess = Preprocess(self.model)
+        preprocess = Preprocess(self.model, self._data_config)
         pictures, skipped = load(x, preprocess)
         if skipped:
             raise ValueError(f"`x` holds what cannot be read: {', '.join(skipped)}")
@@ -171,7 +186,13 @@ class Explainer:
         self, target: Any, pictures: Sequence[Picture | None], *, single: bool
     ) -> tuple[Request, list[Picture]]:
         """The targets of the pictures that could be read, and these pictures."""
-        request = Request(target, pictures=len(pictures), single=single, labels=Labels(self.model))
+        request = Request(
+            target,
+            pictures=len(pictures),
+            single=single,
+            labels=Labels(self.model),
+            multi_label=self._multi_label,
+        )
         read = {old: new for new, old in enumerate(i for i, p in enumerate(pictures) if p is not None)}
         request.rows = [(read[i], what) for i, what in request.rows if i in read]
         return request, [p for p in pictures if p is not None]
@@ -198,19 +219,19 @@ class Explainer:
                 )
 
     def _maps(
-        self, anatomy: Anatomy, pixels: Tensor, request: Request, chunk: slice
+        self, anatomy: Anatomy, pixels: Tensor, request: Request, rows: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor, Target]:
-        """Raw maps, maps, probabilities and targets of one chunk of rows; `anatomy.passes` holds what it took."""
+        """Raw maps, maps, probabilities and targets of some rows; `anatomy.passes` holds what it took."""
         anatomy.passes = Passes()
         split = anatomy.split(pixels)
-        target = request.resolve(split.logits, chunk)
+        target = request.resolve(split.logits, rows)
         raw = self._method.function(anatomy, pixels, target, **self._options).detach()
         if target.function is None:  # logits that are not finite explain nothing, whatever the method makes of them
             raw = raw.masked_fill(~split.logits.detach().isfinite().all(1)[:, None, None], torch.nan)
-        saliency = finish(raw, (pixels.shape[2], pixels.shape[3]), first=chunk.start)
+            warn_of_probabilities(split.logits.detach())
+        saliency = finish(raw, (pixels.shape[2], pixels.shape[3]), rows)
         with torch.no_grad():
             before = target.plain.probability(split.logits.detach())
-        anatomy.forget()
         return raw, saliency, before, target
 
 
@@ -225,6 +246,8 @@ def explain(
     device: str | torch.device | None = None,
     amp: Amp | None = None,
     progress: bool | None = None,
+    multi_label: bool = False,
+    data_config: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Explanation:
     """Explains why a timm model sees in pictures what it sees: a map of what counts for a class.
@@ -251,6 +274,9 @@ def explain(
         device: where a model given by name is put (default: the CPU). A model instance stays where it is.
         amp: "bf16" or "fp16" for autocast; None for the model's own precision.
         progress: whether to show a progress bar; None: where standard error is a terminal.
+        multi_label: whether each class has its own sigmoid, so that probabilities are those, not a softmax'.
+        data_config: what the model says wrongly or not at all about its input, in timm's words: any of `input_size`,
+            `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`. Models of other libraries do not say it all.
         **options: the method's own, see `interp-zoo methods` or the method's docstring.
 
     Returns:
@@ -264,17 +290,27 @@ def explain(
         FileNotFoundError: if the only picture does not exist.
     """
     explainer = Explainer(
-        model, method, layer=layer, batch_size=batch_size, device=device, amp=amp, progress=progress, **options
+        model,
+        method,
+        layer=layer,
+        batch_size=batch_size,
+        device=device,
+        amp=amp,
+        progress=progress,
+        multi_label=multi_label,
+        data_config=data_config,
+        **options,
     )
     return explainer(img, target)
 
 
-def finish(raw: Tensor, size: tuple[int, int], first: int = 0) -> Tensor:
+def finish(raw: Tensor, size: tuple[int, int], rows: Sequence[int]) -> Tensor:
     """What every method's map goes through: rectify, upsample to (H, W), scale to [0, 1]. Constant maps become zeros.
 
     Args:
         raw: maps (B, h, w).
         size: the model's input size.
+        rows: by which numbers warnings name them.
     """
     finite = raw.isfinite().all((1, 2))
     maps = torch.where(finite[:, None, None], raw, 0).relu()
@@ -290,47 +326,10 @@ def finish(raw: Tensor, size: tuple[int, int], first: int = 0) -> Tensor:
             why = "the method gave no value above 0 (nothing speaks for this target at this layer)"
         else:
             why = "it is constant after rectifying"
-        warnings.warn(f"map {first + i} of the batch is blank (all zeros): {why}", stacklevel=4)
+        warnings.warn(f"map {rows[i]} of the batch is blank (all zeros): {why}", stacklevel=4)
     return saliency
-
-
-def _model(model: nn.Module | str, device: str | torch.device | None) -> nn.Module:
-    if isinstance(model, str):
-        return place(create(model), device)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` must be a torch module or a timm model's name, not {type(model).__name__}")
-    model = _unwrapped(model)
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise ValueError("`model` is TorchScript, which cannot be cut: give the Python model that it was made from")
-    parameter = next(model.parameters(), None)
-    if parameter is not None and device is not None and str(device).partition(":")[0] != parameter.device.type:
-        raise ValueError(
-            f"`device` is {device}, but the model is on {parameter.device}: move it with model.to(...) first"
-        )
-    if parameter is not None and parameter.is_inference():
-        raise ValueError(
-            "`model` was made under torch.inference_mode, which forbids gradients for good: make it outside"
-        )
-    return model
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The network in torch's and timm's own wrappers; a wrapper of the user's is part of the model."""
-    while True:
-        if isinstance(
-            model, nn.DataParallel | nn.parallel.DistributedDataParallel | ModelEma | ModelEmaV2 | ModelEmaV3
-        ):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
-            model = inner
-        else:
-            return model
 
 
 def _stack(pictures: list[Picture], anatomy: Anatomy) -> Tensor:
     pixels = torch.stack([p.pixels for p in pictures])
     return pixels.to(anatomy.device, memory_format=anatomy.cut.memory_format)
-
-
-def _chunks(total: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]

@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,10 @@ def map_tensors(output: Any, change: Callable[[Path, Tensor], Tensor], path: Pat
     if isinstance(output, tuple | list):
         return type(output)(map_tensors(part, change, (*path, i)) for i, part in enumerate(output))
     if isinstance(output, dict):
-        return {key: map_tensors(part, change, (*path, key)) for key, part in output.items()}
+        new = copy.copy(output)  # of its own class: Hugging Face's outputs are asked for attributes
+        for key, part in output.items():
+            new[key] = map_tensors(part, change, (*path, key))
+        return new
     return output
 
 

@@ -98,13 +98,13 @@ def compare(
         methods: their names; "all" for all that the model admits; None for those of them that are not slow, as RISE
             with its thousands of passes is. What is not shown is in `left_out`.
         target: as in `explain`.
-        **arguments: `layer`, `batch_size`, `device`, `amp`, `progress` as in `explain`; no options of methods. Methods
-            that look at no layer, or at layers of their own, do without `layer`.
+        **arguments: `layer`, `batch_size`, `device`, `amp`, `progress`, `multi_label`, `data_config` as in `explain`;
+            no options of methods. Methods that look at no layer, or at layers of their own, do without `layer`.
 
     Raises:
         ValueError: as in `explain`; also if a method that was asked for by name cannot explain this model.
     """
-    known = {"layer", "batch_size", "device", "amp", "progress"}
+    known = {"layer", "batch_size", "device", "amp", "progress", "multi_label", "data_config"}
     for name in arguments:
         if name not in known:
             raise TypeError(f"compare has no argument `{name}`; it takes {', '.join(sorted(known))}")
@@ -126,7 +126,7 @@ def compare(
         for m in dict.fromkeys(chosen)
         if m.name not in left_out
     ]
-    loaded = Loaded(img, explainers[0].model)
+    loaded = Loaded(img, explainers[0].model, arguments.get("data_config"))
     explanations: dict[str, Explanation] = {}
     for explainer in explainers:
         try:

@@ -71,12 +71,12 @@ def logits_of(output: object) -> Tensor:
     if not isinstance(logits, Tensor):
         raise ValueError(
             f"`model` returns {_kind(output)}, not logits (B, classes): wrap it so that it returns the logits alone "
-            "(detectors and segmenters are out of scope here)"
+            "(detectors and segmenters are out of scope here: see xaitk-saliency)"
         )
     if logits.ndim != 2:
         raise ValueError(
             f"`model` returns a tensor of shape {tuple(logits.shape)}, not logits (B, classes): "
-            "wrap it so that it returns one row of logits a picture"
+            "wrap it so that it returns one row of logits a picture (segmenters are out of scope here: see captum)"
         )
     return logits
 
@@ -213,7 +213,8 @@ class CutFinder:
             return recorder, logits.detach(), projection(seen or [logits])
 
     def _view(self, tensor: Tensor) -> GridView | None:
-        if tensor.shape[0] != self.x.shape[0] or not tensor.is_floating_point():
+        pooled = tensor.ndim == 3 and tensor.shape[2] == 1  # channels (B, C, 1), not tokens of one channel
+        if tensor.shape[0] != self.x.shape[0] or not tensor.is_floating_point() or pooled:
             return None
         return find_view(
             tuple(tensor.shape), self.size, strides=self.strides, prefix=self.prefix, channels_last=self.channels_last
@@ -350,6 +351,8 @@ def find_cut(model: nn.Module, shape: tuple[int, int, int], layer: str | nn.Modu
         except AssertionError as error:  # timm's networks check the size so
             raise ValueError(f"`img` of {shape[1]} x {shape[2]} does not fit the model: {error}") from None
         except RuntimeError as error:
+            if any(isinstance(module, nn.Conv3d) for module in model.modules()):
+                raise ValueError("`model` is for video or volumes, which are out of scope here: see captum") from error
             if "view" not in str(error):
                 raise
             found[key] = _find(CutFinder(model, x, torch.contiguous_format), layer)  # it views what is not contiguous
@@ -367,7 +370,7 @@ def _check_inputs(model: nn.Module) -> None:
     if len(needed) > 1:
         raise ValueError(
             f"`model` takes several inputs ({', '.join(needed)}), but only pictures are explained: wrap it so that it "
-            "takes the pictures alone"
+            "takes the pictures alone (captum explains several)"
         )
 
 

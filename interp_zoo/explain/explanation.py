@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from interp_zoo.explain import render
+from interp_zoo.explain import render, storing
+from interp_zoo.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -100,34 +101,58 @@ class Explanation:
         return images[0] if len(images) == 1 else images
 
     def save(self, path: str | Path) -> list[Path]:
-        """Writes each row's overlay, over the original where there is one; folders are made.
+        """Writes overlays, or maps and numbers; folders are made. A file is written whole or not at all.
 
         Args:
-            path: a file for one row; several rows get a number before the ending. A path without an ending is a
-                folder, and each file in it is named after its picture, the method and, where needed, the row.
+            path: one that ends in .npz gets all rows: maps, numbers, and the pictures as the model saw them; one that
+                ends in .json gets all but these, as text. `load` reads both back. Else each row's overlay is written,
+                over the original where there is one, to a file for one row; several rows get a number before the
+                ending. A path without an ending is a folder, and each file in it is named after its picture, the
+                method and, where needed, the row.
 
         Returns:
-            The files written, one a row.
+            The files written: one a row of overlays, else one.
 
         Raises:
-            ValueError: if the ending is that of no picture format.
+            ValueError: if the ending is none of these.
         """
         path = Path(path)
-        render.check_ending(path)
+        storing.check_ending(path)
+        if storing.holds_numbers(path):
+            storing.write(self, path)
+            return [path]
         files = [self._file(path, row) for row in range(len(self))]
         for row, file in enumerate(files):
             file.parent.mkdir(parents=True, exist_ok=True)
-            self._overlay(row, "input" if self._pictures[row].original is None else "original").save(file)
+            image = self._overlay(row, "input" if self._pictures[row].original is None else "original")
+            with replacing(file) as new:
+                image.save(new, format=render.format_of(file))
         return files
 
+    @classmethod
+    def load(cls, path: str | Path) -> Explanation:
+        """What `save` wrote to an .npz or .json file. Nothing in it is run.
+
+        Pictures are as the model saw them: `overlay(on="original")` needs the picture itself, and from JSON there is no
+        overlay at all.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it holds no explanation.
+        """
+        fields = storing.read(Path(path))
+        return cls(**{**fields, "cost": Cost(**fields["cost"])})
+
     def _overlay(self, row: int, on: str) -> Image:
+        if not self._pictures:
+            raise ValueError("this explanation was read from JSON, which holds no pictures: save it as .npz as well")
         picture = self._pictures[row]
         if on == "input":
             return render.overlay(render.to_image(picture.pixels), self.saliency[row])
         if on != "original":
             raise ValueError(f'`on` is "{on}", but must be "input" or "original"')
         if picture.original is None or self._preprocess is None:
-            raise ValueError('`on` is "original", but a tensor has no original picture: use "input"')
+            raise ValueError('`on` is "original", but there is no original of a tensor or a saved picture: use "input"')
         box = self._preprocess.box(picture.original.size)
         return render.overlay(picture.original, self.saliency[row], box)
 

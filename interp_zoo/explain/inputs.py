@@ -6,9 +6,11 @@ import http.client
 import io
 import os
 import struct
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform
 from torch import Tensor, nn
 
 from interp_zoo.explain.anatomy import model_dtype
+from interp_zoo.explain.data_config import input_of
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 # What Pillow raises on files that are broken; its plugins are not of one mind.
 _PILLOW_RAISES = (ValueError, RuntimeError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 _Unreadable = (OSError, Image.DecompressionBombError, SyntaxError)
-_URL_TIMEOUT_S = 20
+_SCHEMES = ("http://", "https://")
+_URL_TIMEOUT_S, _URL_TOTAL_S = 20, 120
 _URL_LIMIT_BYTES = 64 * 2**20
 
 
@@ -44,8 +48,24 @@ class Picture:
     original: Image.Image | None = None
 
 
+class _Geometry:
+    """The resizing and cropping of timm's evaluation transform, without its conversion to a tensor."""
+
+    def __init__(self, **config: Any) -> None:
+        self._steps = create_transform(**config, use_prefetcher=True).transforms[:-1]
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        for step in self._steps:
+            image = step(image)
+        return image
+
+
 class Preprocess:
     """A model's own input: size, crop, mean and std, as timm's `pretrained_cfg` states them.
+
+    Args:
+        model: the network.
+        data_config: what of it is otherwise, see `interp_zoo.explain.data_config.input_of`.
 
     Attributes:
         channels: how many channels the model takes.
@@ -54,10 +74,10 @@ class Preprocess:
         std: (channels,).
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        config = resolve_model_data_config(model)
-        self.channels = _channels(model, config["input_size"][0])
-        self.size = _size(model, config["input_size"][1:])
+    def __init__(self, model: nn.Module, data_config: Mapping[str, Any] | None = None) -> None:
+        config = input_of(model, data_config)
+        self.channels = int(config["input_size"][0])
+        self.size = (int(config["input_size"][1]), int(config["input_size"][2]))
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         with torch.inference_mode(False):  # what is made under it cannot take part in gradients
             self.mean = _per_channel(config["mean"], self.channels).to(device)
@@ -65,7 +85,7 @@ class Preprocess:
         self.dtype = torch.float64 if model_dtype(model) == torch.float64 else torch.float32
         keys = ("interpolation", "crop_pct", "crop_mode", "mean")
         self._transform = {"input_size": (3, *self.size), **{k: config[k] for k in keys}}
-        self._geometry = _geometry(**self._transform)
+        self._geometry = _Geometry(**self._transform)
 
     def picture(self, image: Image.Image, name: str) -> Picture:
         """A PIL image, resized and cropped as the model's transform does it."""
@@ -89,7 +109,7 @@ class Preprocess:
 
         The transform itself is asked: pictures whose values are their own coordinates go through it.
         """
-        geometry = _geometry(**(self._transform | {"mean": (0.0,)}))  # the mean is what some pad with: one channel here
+        geometry = _Geometry(**(self._transform | {"mean": (0.0,)}))  # the mean is what some pad with: one channel here
         edges: list[tuple[float, float]] = []
         for axis, length in enumerate(size):
             ramp = np.arange(length, dtype=np.float32) + 0.5
@@ -210,9 +230,9 @@ def _load_one(part: Any, number: int, preprocess: Preprocess) -> Picture:
             raise ValueError(f"`img` {name} is an image of size {part.size}, without pixels")
         return preprocess.picture(_decoded(part), name)
     if isinstance(part, str) and is_url(part):
-        return preprocess.picture(_open(io.BytesIO(_download(part))), name)
+        return preprocess.picture(_open(io.BytesIO(_download(part)), name), name)
     if isinstance(part, str | os.PathLike):
-        return preprocess.picture(_open(part), name)
+        return preprocess.picture(_open(part, name), name)
     raise TypeError(
         "`img` must be a path, URL, PIL image, numpy array, tensor, folder or a list of these, "
         f"not {type(part).__name__}"
@@ -226,12 +246,15 @@ def _name(part: Any, number: int) -> str:
     return str(getattr(part, "filename", "") or f"picture {number}")
 
 
-def _open(file: Any) -> Image.Image:
+def _open(file: Any, name: str) -> Image.Image:
     try:
         image = Image.open(file)
     except _PILLOW_RAISES as error:
         raise OSError(str(error)) from error
     with image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            warnings.warn(f'`img` "{name}" has {frames} frames: the first is explained', stacklevel=8)
         return _decoded(image).copy()
 
 
@@ -277,13 +300,37 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https alone: the handler that comes with Python follows those to ftp, too."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if not newurl.lower().startswith(_SCHEMES):
+            raise urllib.error.URLError("it redirects to what is no http or https URL")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
+
+
+def _read(answer: Any) -> bytes:
+    """What comes within the limits of size and time (a server may send a byte a second, each within its timeout)."""
+    data, end = bytearray(), time.monotonic() + _URL_TOTAL_S
+    while len(data) <= _URL_LIMIT_BYTES and (part := answer.read1(2**16)):
+        data += part
+        if time.monotonic() > end:
+            raise OSError(f"no whole answer in {_URL_TOTAL_S} s")
+    return bytes(data)
+
+
 def _download(url: str) -> bytes:
-    if not url.lower().startswith(("http://", "https://")):
+    if not url.lower().startswith(_SCHEMES):
         raise ValueError(f'`img` "{url}" is no http or https URL')
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "interp_zoo"})
-        with urllib.request.urlopen(request, timeout=_URL_TIMEOUT_S) as answer:
-            data: bytes = answer.read(_URL_LIMIT_BYTES + 1)
+        with _OPENER.open(request, timeout=_URL_TIMEOUT_S) as answer:
+            data = _read(answer)
     except urllib.error.URLError as error:
         raise OSError(f"no answer ({error.reason})") from None
     except (http.client.HTTPException, ValueError) as error:
@@ -299,40 +346,6 @@ def _why(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "no picture format that Pillow knows"
     return str(error) or type(error).__name__
-
-
-def _geometry(**config: Any) -> Callable[[Image.Image], Image.Image]:
-    """The resizing and cropping of timm's evaluation transform, without its conversion to a tensor."""
-    steps = create_transform(**config, use_prefetcher=True).transforms[:-1]
-
-    def run(image: Image.Image) -> Image.Image:
-        for step in steps:
-            image = step(image)
-        return image
-
-    return run
-
-
-def _channels(model: nn.Module, default: int) -> int:
-    """How many channels the model takes: its own word, else its first convolution's, else its cfg's."""
-    told = getattr(model, "in_chans", None)
-    if isinstance(told, int):
-        return told
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is not None and first.groups == 1 and first.in_channels <= 4:
-        return first.in_channels
-    return int(default)
-
-
-def _size(model: nn.Module, default: Sequence[int]) -> tuple[int, int]:
-    """The height and width that the model was built for, where it says so, else its cfg's."""
-    for holder in (getattr(model, "patch_embed", None), model):
-        told = getattr(holder, "img_size", None)
-        if isinstance(told, int) and told > 0:
-            return told, told
-        if isinstance(told, tuple | list) and len(told) == 2:
-            return int(told[0]), int(told[1])
-    return int(default[0]), int(default[1])
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Tensor:

@@ -8,9 +8,13 @@ from functools import lru_cache
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
+from interp_zoo.explain.wrappers import networks
+
 
 class Labels:
-    """A model's class names: those of its `pretrained_cfg`, else timm's for the ImageNet subset of that many classes.
+    """A model's class names: those of its `pretrained_cfg`, of Hugging Face's config, or of the timm network in it.
+
+    Else those of the ImageNet subset of that many classes that timm knows.
 
     Attributes:
         classes: how many classes the model says it has; 0 if it does not say.
@@ -20,6 +24,11 @@ class Labels:
         classes = _classes(model)
         self.classes = 2 if classes == 1 else classes  # one logit: no and yes
         self._names = _names(model, self.classes)
+
+    def check(self, classes: int) -> None:
+        """Forgets names that are of another number of classes than the model has: those of a backbone in it."""
+        if classes != self.classes:
+            self.classes, self._names = classes, ()
 
     def name(self, index: int) -> str:
         """The first of a class' names ("tabby"), or "class 7" where the model's classes have no known names."""
@@ -54,14 +63,23 @@ class Labels:
 
 def _classes(model: nn.Module) -> int:
     """How many logits the model gives: its classifier's (which users replace), else what it says, else 0."""
-    get = getattr(model, "get_classifier", None)
+    told = getattr(getattr(model, "config", None), "num_labels", None)  # Hugging Face's
+    if isinstance(told, int):
+        return told
+    network = next(iter(networks(model)), model)
+    get = getattr(network, "get_classifier", None)
     out = getattr(get() if callable(get) else None, "out_features", None)
-    told = out if isinstance(out, int) else getattr(model, "num_classes", 0)
+    told = out if isinstance(out, int) else getattr(network, "num_classes", 0)
     return told if isinstance(told, int) else 0
 
 
 def _names(model: nn.Module, classes: int) -> tuple[str, ...]:
-    cfg = getattr(model, "pretrained_cfg", None) or {}
+    texts = getattr(getattr(model, "config", None), "id2label", None)
+    if isinstance(texts, dict) and set(texts) == set(range(classes)):
+        if not all(text == f"LABEL_{i}" for i, text in texts.items()):  # what stands there where nobody named them
+            return tuple(str(texts[i]) for i in range(classes))
+        return ()
+    cfg = getattr(next(iter(networks(model)), model), "pretrained_cfg", None) or {}
     names, texts = cfg.get("label_names"), cfg.get("label_descriptions") or {}
     if names and len(names) == classes:
         return tuple(texts.get(n, n) for n in names)

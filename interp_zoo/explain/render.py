@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Perceptually uniform: reads the same in grey and for the colour-blind.
 COLOURS = "inferno"
 OPACITY = 0.6
+_PAINTED_AT_ONCE = 2**20  # pixels: very large pictures take no more memory than they must
 _GAP = 8  # pixels between pictures in a row
 _ACROSS = 8  # pictures in a line of a table
 
@@ -39,28 +40,41 @@ def overlay(image: Image.Image, saliency: Tensor, box: tuple[float, float, float
         box: where the map lies, (left, top, right, bottom) in the image's pixels; the whole image if None. What is
             outside of it stays as it is, and what of the map is outside of the image is cut off.
     """
+    image = image.convert("RGB")
+    box = box or (0.0, 0.0, float(image.width), float(image.height))
+    source = Image.fromarray(np.ascontiguousarray(saliency.detach().cpu().float().numpy()))
+    painted = Image.new("RGB", image.size)
+    rows = max(1, _PAINTED_AT_ONCE // image.width)
+    for start in range(0, image.height, rows):
+        painted.paste(_band(image, source, box, start, min(start + rows, image.height)), (0, start))
+    return painted
+
+
+def _band(
+    image: Image.Image, source: Image.Image, box: tuple[float, float, float, float], start: int, stop: int
+) -> Image.Image:
+    """The overlay's rows from `start` to `stop`."""
     import matplotlib
 
-    left, top, right, bottom = box or (0.0, 0.0, float(image.width), float(image.height))
-    h, w = saliency.shape
-    scale = (w / (right - left), h / (bottom - top))
+    left, top, right, bottom = box
+    across, down = source.width / (right - left), source.height / (bottom - top)
     # Image.transform asks, for each pixel of the result, where it lies in the map.
-    back = (scale[0], 0.0, -left * scale[0], 0.0, scale[1], -top * scale[1])
-    source = Image.fromarray(np.ascontiguousarray(saliency.detach().cpu().float().numpy()))
-    values = np.asarray(source.transform(image.size, Image.Transform.AFFINE, back, Image.Resampling.BILINEAR))
-    x, y = np.arange(image.width) + 0.5, np.arange(image.height) + 0.5
+    back = (across, 0.0, -left * across, 0.0, down, (start - top) * down)
+    size = (image.width, stop - start)
+    values = np.asarray(source.transform(size, Image.Transform.AFFINE, back, Image.Resampling.BILINEAR))
+    x, y = np.arange(image.width) + 0.5, np.arange(start, stop) + 0.5
     inside = ((y >= top) & (y <= bottom))[:, None] & ((x >= left) & (x <= right))[None]
     colour = matplotlib.colormaps[COLOURS](values)[..., :3] * 255
-    base = np.asarray(image.convert("RGB"), dtype=np.float64)
+    base = np.asarray(image.crop((0, start, image.width, stop)), dtype=np.float64)
     alpha = OPACITY * inside[..., None]
     return Image.fromarray((base * (1 - alpha) + colour * alpha).round().clip(0, 255).astype(np.uint8))
 
 
-def check_ending(path: Path) -> None:
-    """Raises ValueError if `path` ends in something else than the ending of a picture format that can be written."""
+def format_of(path: Path) -> str | None:
+    """Pillow's name of the picture format that a file's ending stands for, None if it writes none such."""
     Image.init()
-    if path.suffix and not path.is_dir() and Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f'`path` "{path}" ends in {path.suffix}, no picture format: end it in .png, or name a folder')
+    found = Image.registered_extensions().get(path.suffix.lower())
+    return found if found in Image.SAVE else None
 
 
 def row(images: Sequence[Image.Image]) -> Image.Image:

@@ -62,11 +62,13 @@ class Target:
         index: classes (N,), int64; -1 where the target is a function of the logits.
         function: a function of logits (N, classes) to scores (N,), or None where the score is the class' logit.
         minus: what the classes that it is told from count, (N, classes), or None where there are none.
+        multi_label: whether classes have probabilities of their own, each the sigmoid of its logit.
     """
 
     index: Tensor
     function: Score | None = None
     minus: Tensor | None = None
+    multi_label: bool = False
 
     def __getitem__(self, rows: slice | Sequence[int]) -> Target:
         return replace(self, index=self.index[rows], minus=None if self.minus is None else self.minus[rows])
@@ -99,7 +101,8 @@ class Target:
         return self._pick(two_sided(logits))
 
     def probability(self, logits: Tensor) -> Tensor:
-        """The target's probability, (n,): softmax, or sigmoid for one logit; NaN for functions of the logits.
+        """The target's probability, (n,): softmax, or sigmoid for one logit and for `multi_label`; NaN for functions of
+        the logits.
 
         What a class is told from is taken off: `plain.probability` is the class' own.
         """
@@ -108,7 +111,7 @@ class Target:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if logits.shape[1] == 1:
             return self.score(logits).sigmoid()
-        return self._pick(logits.softmax(1))
+        return self._pick(logits.sigmoid() if self.multi_label else logits.softmax(1))
 
     def margin(self, logits: Tensor) -> Tensor:
         """The score minus the best other class' score, (n,)."""
@@ -138,14 +141,15 @@ class Request:
         pictures: how many pictures there are.
         single: whether the user gave one picture, not a list of them: a list is then several targets for it.
         labels: the model's class names.
+        multi_label: whether classes have probabilities of their own.
 
     Raises:
         TypeError: if the target is of no known kind.
         ValueError: if a list has another length than the pictures, an index is out of range, or a label is unknown.
     """
 
-    def __init__(self, target: Any, *, pictures: int, single: bool, labels: Labels) -> None:
-        self.labels = labels
+    def __init__(self, target: Any, *, pictures: int, single: bool, labels: Labels, multi_label: bool = False) -> None:
+        self.labels, self.multi_label = labels, multi_label
         self.function = target if callable(target) else None
         rows: list[tuple[int, int | str | Contrast]] = []  # picture, class or one of the two words, or a contrast of it
         for picture, wanted in enumerate(map(_one_by_one, self._spread(_one_by_one(target), pictures, single))):
@@ -195,14 +199,15 @@ class Request:
             )
         return index
 
-    def resolve(self, logits: Tensor, rows: slice) -> Target:
+    def resolve(self, logits: Tensor, rows: Sequence[int]) -> Target:
         """The targets of some rows, from their logits (n, classes): the two words become classes."""
         single = logits.shape[1] == 1
         logits = two_sided(logits.detach())
         classes = logits.shape[1]
+        self.labels.check(classes)
         if self.function is not None:
             return Target(torch.full((len(logits),), -1), self.function)
-        asked = [what for _, what in self.rows[rows]]
+        asked = [self.rows[row][1] for row in rows]
         words = {PREDICTED: logits.argmax(1), LEAST_LIKELY: logits.argmin(1)}
         chosen: list[int | str] = [a.target if isinstance(a, Contrast) else a for a in asked]
         index = [int(words[c][i]) if isinstance(c, str) else c for i, c in enumerate(chosen)]
@@ -211,12 +216,12 @@ class Request:
                 raise ValueError(f"`target` is {c}, but the model has {classes} classes: 0 to {classes - 1}")
         contrasts = [a if isinstance(a, Contrast) else None for a in asked]
         if not any(contrasts):
-            return Target(torch.tensor(index))
+            return Target(torch.tensor(index), multi_label=self.multi_label)
         if single:
             raise ValueError(
                 "`target` is a contrast, but the model has one logit, which is told from none: leave it out"
             )
-        return Target(torch.tensor(index), minus=_compared(contrasts, index, logits))
+        return Target(torch.tensor(index), minus=_compared(contrasts, index, logits), multi_label=self.multi_label)
 
     def names(self, index: Tensor) -> list[str]:
         """The text for each resolved class."""

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from interp_zoo.evaluation.records import write_whole
+from interp_zoo.files import write_whole
 from interp_zoo.models import CAStream
 from interp_zoo.training.pictures import UNREADABLE, EvaluationPictures
 

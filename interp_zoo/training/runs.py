@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from interp_zoo.evaluation.records import write_whole
+from interp_zoo.files import write_whole
 from interp_zoo.hub import write_weights
 
 ARGUMENTS = "args.yaml"

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from conftest import assert_one_line
 
-from interp_zoo.evaluation.records import Records, write_whole
+from interp_zoo.evaluation.records import Records
+from interp_zoo.files import write_whole
 
 IDENTITY: dict[str, Any] = {"data": "abc", "metrics": ["average_drop"], "models": {"m": "1"}}
 

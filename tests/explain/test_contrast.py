@@ -41,7 +41,7 @@ HAND = torch.tensor([[1.0, 5.0, 4.0, 3.5, -2.0], [0.0, 1.0, 2.0, 3.0, 4.0]])
 def resolved(target: Any, logits: Tensor = HAND, *, single: bool = False) -> Target:
     """The targets of pictures with these logits, of a model that does not say how many classes it has."""
     request = Request(target, pictures=len(logits), single=single, labels=Labels(nn.Flatten()))
-    return request.resolve(logits[[picture for picture, _ in request.rows]], slice(None))
+    return request.resolve(logits[[picture for picture, _ in request.rows]], range(len(request.rows)))
 
 
 def nearest(logits: Tensor, c: int, k: int) -> list[int]:

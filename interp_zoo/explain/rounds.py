@@ -1,0 +1,70 @@
+"""Which pictures go through the network together, and what is done when memory runs out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from interp_zoo import memory
+from interp_zoo.explain.anatomy import Anatomy
+from interp_zoo.explain.inputs import Picture
+from interp_zoo.explain.targets import Request
+
+T = TypeVar("T")
+
+
+def chunks(total: int, size: int) -> list[slice]:
+    """Slices of at most `size` that cover 0 to `total`."""
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def stack(pictures: list[Picture], anatomy: Anatomy) -> Tensor:
+    """The pictures' pixels (B, channels, H, W), where the model is and as it likes them to be laid out."""
+    pixels = torch.stack([p.pixels for p in pictures])
+    return pixels.to(anatomy.device, memory_format=anatomy.cut.memory_format)
+
+
+def rounds(request: Request, pictures: list[Picture], anatomy: Anatomy) -> Iterator[tuple[Tensor, list[int]]]:
+    """Pixels of pictures that go through the network together, and the rows that these are for, a row a picture.
+
+    Pictures of several targets come once for each, as the very same tensor: what is known of it need not be run again.
+    """
+    rows: dict[int, list[int]] = {}
+    for row, (picture, _) in enumerate(request.rows):
+        rows.setdefault(picture, []).append(row)
+    for targets in sorted({len(of_one) for of_one in rows.values()}):
+        some = [picture for picture, of_one in rows.items() if len(of_one) == targets]
+        for chunk in chunks(len(some), anatomy.batch_size):
+            pixels = stack([pictures[i] for i in some[chunk]], anatomy)
+            for nth in range(targets):
+                yield pixels, [rows[i][nth] for i in some[chunk]]
+            anatomy.forget()
+
+
+def within_memory(
+    run: Callable[[Tensor, list[int]], T], pixels: Tensor, rows: list[int], anatomy: Anatomy
+) -> Iterator[T]:
+    """What `run` makes of pixels and rows; where memory runs out, of fewer at once, from then on, with a warning.
+
+    Raises:
+        RuntimeError: as torch has it, if there is no memory for a single picture.
+    """
+    try:
+        yield run(pixels, rows)
+        return
+    except (RuntimeError, MemoryError) as error:
+        if anatomy.batch_size == 1 or not memory.ran_out(error):
+            raise
+    # Not within the `except`: the error holds on to the tensors of the pass that failed.
+    anatomy.batch_size //= 2
+    anatomy.forget()
+    memory.release(anatomy.device)
+    warnings.warn(
+        f"memory ran out: at most {anatomy.batch_size} pictures at once from here on (`batch_size`)", stacklevel=5
+    )
+    for part in chunks(len(rows), anatomy.batch_size):
+        yield from within_memory(run, pixels[part], rows[part], anatomy)

@@ -1,0 +1,131 @@
+"""Explanations as files of numbers: .npz with all of it and the pictures, .json to read by eye and with other tools.
+
+Of the map, JSON holds `raw`: `saliency` follows from it. Reading runs no code from a file.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp_zoo.explain import masking
+from interp_zoo.explain.inputs import Picture
+from interp_zoo.explain.render import format_of
+from interp_zoo.files import replacing, write_whole
+
+if TYPE_CHECKING:
+    from interp_zoo.explain.explanation import Explanation
+
+ENDINGS = (".npz", ".json")
+_NUMBERS = ("target", "probability", "masked_probability", "picture")  # one a row
+_FORMAT = "interp_zoo explanation 1"
+
+
+def holds_numbers(path: Path) -> bool:
+    """Whether a path's ending says that it is for numbers, not for pictures."""
+    return path.suffix.lower() in ENDINGS and not path.is_dir()
+
+
+def check_ending(path: Path) -> None:
+    """Raises ValueError if `path` ends in what is neither for numbers nor a picture format that can be written."""
+    if path.suffix and not path.is_dir() and not holds_numbers(path) and format_of(path) is None:
+        raise ValueError(
+            f'`path` "{path}" ends in {path.suffix}, no picture format: end it in .png, .npz or .json, or name a folder'
+        )
+
+
+def write(exp: Explanation, file: Path) -> None:
+    """Writes an explanation to a file that ends in one of `ENDINGS`, whole or not at all."""
+    facts = {
+        "format": _FORMAT,
+        "method": exp.method,
+        "layer": exp.layer,
+        "cost": vars(exp.cost),
+        "label": exp.label,
+        "name": exp.name,
+        "skipped": exp.skipped,
+        "size": list(exp.saliency.shape[1:]),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix.lower() == ".json":
+        numbers = {key: _plain(getattr(exp, key)) for key in (*_NUMBERS, "raw")}
+        write_whole(file, json.dumps(facts | numbers, ensure_ascii=False, allow_nan=False) + "\n")
+        return
+    arrays = {key: getattr(exp, key).numpy() for key in (*_NUMBERS, "raw", "saliency")}
+    if exp._pictures:
+        arrays["pixels"] = torch.stack([p.pixels.detach().cpu().float() for p in exp._pictures]).numpy()
+    with replacing(file) as new, new.open("wb") as open_file:
+        np.savez_compressed(open_file, facts=np.array(json.dumps(facts)), **arrays)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The fields of the explanation in a file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no explanation.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f'`path` "{file}" does not exist')
+    readers: dict[str, Callable[[Path], dict[str, Any]]] = {".npz": _read_npz, ".json": _read_json}
+    if file.suffix.lower() not in readers:
+        raise ValueError(f'`path` "{file}" must end in {" or ".join(ENDINGS)}: pictures cannot be read back')
+    try:
+        found = readers[file.suffix.lower()](file)
+        return _fields(found)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, zipfile.BadZipFile, EOFError) as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f'`path` "{file}" holds no explanation: {why}') from None
+
+
+def _read_npz(file: Path) -> dict[str, Any]:
+    with np.load(file, allow_pickle=False) as found:
+        facts: dict[str, Any] = json.loads(str(found["facts"]))
+        keys = {*_NUMBERS, "raw", "saliency", "pixels"} & set(found.files)
+        return facts | {key: torch.from_numpy(found[key]) for key in keys}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    for key in (*_NUMBERS, "raw"):
+        kind = torch.int64 if key in ("target", "picture") else torch.float32
+        found[key] = torch.tensor(_with_nan(found[key]), dtype=kind)
+    return found
+
+
+def _fields(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked, and with `saliency` where it is to be made."""
+    if found["format"] != _FORMAT:
+        raise ValueError(f'its format is "{found["format"]}", not "{_FORMAT}"')
+    raw: Tensor = found["raw"]
+    n = len(raw)
+    if raw.ndim != 3 or any(len(found[key]) != n for key in (*_NUMBERS, "label", "name")):
+        raise ValueError("its parts are not of one length")
+    height, width = found["size"]
+    finite = raw.isfinite().all(2).all(1)[:, None, None]
+    made = masking.minmax(masking.up(torch.where(finite, raw, 0).relu(), (int(height), int(width))))
+    fields = {key: found[key] for key in ("raw", "label", "name", "method", "layer", "cost", "skipped", *_NUMBERS)}
+    pixels = found.get("pixels")
+    pictures = () if pixels is None else tuple(Picture(x, name) for x, name in zip(pixels, found["name"], strict=True))
+    return fields | {"saliency": found.get("saliency", made), "_pictures": pictures}
+
+
+def _plain(tensor: Tensor) -> Any:
+    """A tensor as nested lists: the shortest decimals that give its numbers back, None for what is not finite."""
+    if not tensor.is_floating_point():
+        return tensor.tolist()
+    short = [float(str(v)) if np.isfinite(v) else None for v in tensor.float().numpy().ravel()]
+    return np.array(short, dtype=object).reshape(tuple(tensor.shape)).tolist()
+
+
+def _with_nan(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_with_nan(v) for v in values]
+    return float("nan") if values is None else values

@@ -1,0 +1,121 @@
+"""The network in what users hand over: out of its wrappers, checked, and what it says about its own input.
+
+Wrappers of torch, timm and PEFT's kind forward to the network; a module of the user's around it (a LightningModule, a
+normalisation before it) is part of the model, and is asked through the timm network in it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from timm.utils import ModelEma, ModelEmaV2, ModelEmaV3
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+_TRANSPARENT = (
+    nn.DataParallel,
+    nn.parallel.DistributedDataParallel,
+    ModelEma,
+    ModelEmaV2,
+    ModelEmaV3,
+    AveragedModel,
+)
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.quantizable")
+# What a module that normalises pictures calls what it subtracts, and what it divides by.
+_NORMALISING = (("mean", "std"), ("pixel_mean", "pixel_std"), ("image_mean", "image_std"))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network in torch's and timm's own wrappers; a wrapper of the user's is part of the model."""
+    while True:
+        if isinstance(model, _TRANSPARENT):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
+            model = inner
+        else:
+            return model
+
+
+def admitted(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    """The network that is explained, out of its wrapper.
+
+    Raises:
+        TypeError: if it is no module.
+        ValueError: if it is TorchScript, quantised, sharded, without values, spread over devices, on another device
+            than the one asked for, or made under inference mode.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be a torch module or a timm model's name, not {type(model).__name__}")
+    model = unwrapped(model)
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError("`model` is TorchScript, which cannot be cut: give the Python model that it was made from")
+        if type(module).__module__.startswith(_QUANTISED):
+            raise ValueError(
+                f"`model` is quantised ({type(module).__name__}), which has no gradients: "
+                "give the model that it was made from"
+            )
+        if type(module).__name__ == "FullyShardedDataParallel":  # by name: importing it takes long
+            raise ValueError(f"`model` is sharded (FSDP): {_GATHER}")
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(type(t.data).__name__ == "DTensor" for t in tensors):
+        raise ValueError(f"`model` is sharded (DTensor): {_GATHER}")
+    if any(t.is_meta for t in tensors):
+        raise ValueError("`model` is on the meta device, without values: load its weights first")
+    devices = list(dict.fromkeys(str(t.device) for t in tensors))
+    if len(devices) > 1:
+        raise ValueError(f"`model` is spread over {', '.join(devices)}: move it to one device with model.to(...) first")
+    parameter = next(model.parameters(), None)
+    if parameter is not None and device is not None and str(device).partition(":")[0] != parameter.device.type:
+        raise ValueError(
+            f"`device` is {device}, but the model is on {parameter.device}: move it with model.to(...) first"
+        )
+    if parameter is not None and parameter.is_inference():
+        raise ValueError(
+            "`model` was made under torch.inference_mode, which forbids gradients for good: make it outside"
+        )
+    return model
+
+
+_GATHER = "load its full state dict into a model of its own on one device, and give that"
+
+
+def networks(model: nn.Module) -> list[nn.Module]:
+    """The timm networks in a model, none within another: what has a `pretrained_cfg`, maybe the model itself."""
+    if _cfg(model):
+        return [model]
+    return [network for child in model.children() for network in networks(child)]
+
+
+def _cfg(model: nn.Module) -> Any:
+    return getattr(model, "pretrained_cfg", None)
+
+
+def normalises(model: nn.Module) -> bool:
+    """Whether a model of the user's subtracts the mean itself, in a module around or before the timm network."""
+    inside = {module for network in networks(model) for module in network.modules()}
+    for module in model.modules():
+        if module in inside:
+            continue
+        for mean, std in _NORMALISING:
+            if _is_per_channel(getattr(module, mean, None)) and _is_per_channel(getattr(module, std, None)):
+                return True
+    return False
+
+
+def _is_per_channel(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() in (1, 3)
+    return isinstance(value, list | tuple) and len(value) in (1, 3) and all(isinstance(v, float) for v in value)
+
+
+def warn_of_probabilities(logits: Tensor) -> None:
+    """Warns where what a model returns are probabilities (B, classes), not logits."""
+    if logits.shape[1] > 1 and bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
+        warnings.warn(
+            "`model` seems to end in a softmax (its outputs sum to 1): explanations are of logits, which gradients of "
+            "probabilities flatten; give the model without its softmax",
+            stacklevel=4,
+        )
