@@ -165,6 +165,13 @@ def batch() -> Tensor:
     return torch.randn(3, 3, 160, 160, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture
+def picture_file(tmp_path: Path) -> Path:
+    file = tmp_path / "picture.png"
+    texture().save(file)
+    return file
+
+
 @pytest.fixture(scope="session")
 def demo() -> nn.Module:
     """EfficientNet-Lite0 with its ImageNet weights."""

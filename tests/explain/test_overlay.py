@@ -145,7 +145,9 @@ def test_one_image_for_one_row_and_a_list_for_several() -> None:
 
 def test_tensors_have_no_original(tiny_cnn: nn.Module, batch: Tensor) -> None:
     exp = interp_zoo.explain(tiny_cnn, batch, "fakecam")
-    with pytest.raises(ValueError, match=r'`on` is "original", but there is no original of a tensor or a saved picture: use "input"'):
+    with pytest.raises(
+        ValueError, match=r'`on` is "original", but there is no original of a tensor or a saved picture: use "input"'
+    ):
         exp.overlay(on="original")
     with pytest.raises(ValueError, match=r'`on` is "both", but must be "input" or "original"'):
         exp.overlay(on="both")  # type: ignore[arg-type]

@@ -1,0 +1,100 @@
+"""Pains 1 to 5: which layer, which shape, which hook."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from conftest import lively
+from torch import Tensor, nn
+
+import interp_zoo
+
+# Of each kind a network whose libraries' users ask for its layer or reshape_transform: input size, grid, prefix tokens.
+NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
+    "convolutions": ("test_resnet", {}, (5, 5)),
+    "one class token": ("test_vit", {}, (10, 10)),
+    "registers": ("test_vit3", {}, (10, 10)),
+    "no class token": ("test_vit_relpos", {}, (10, 10)),
+    "not square": ("test_vit", {"img_size": (96, 160)}, (6, 10)),
+    "windows, NHWC": ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24}, (7, 7)),
+    "hybrid": ("test_coatnet", {}, (5, 5)),
+    "channels last blocks": ("test_convnext", {}, (5, 5)),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, tuple[int, int]]:
+    name, arguments, grid = NETWORKS[request.param]
+    model = lively(name, num_classes=10, **arguments)
+    size = arguments.get("img_size") or timm.data.resolve_model_data_config(model)["input_size"][1:]
+    return model, torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1)), grid
+
+
+def test_pain_01_no_layer_to_name(network: tuple[nn.Module, Tensor, tuple[int, int]]) -> None:
+    model, x, _ = network
+    exp = interp_zoo.explain(model, x, "gradcam")
+    assert exp.layer  # reported ...
+    assert exp.saliency.std() > 0.01
+    again = interp_zoo.explain(model, x, "gradcam", layer=exp.layer)  # ... and an answer to `layer=`
+    assert torch.equal(again.saliency, exp.saliency)
+
+
+def test_pain_02_no_reshape_transform(network: tuple[nn.Module, Tensor, tuple[int, int]]) -> None:
+    model, x, grid = network
+    assert interp_zoo.explain(model, x, "gradcam").raw.shape == (1, *grid)
+
+
+class NHWC(nn.Module):
+    """A network whose maps are (B, h, w, C), and whose logits come out of a 1 x 1 convolution, as BiT's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 12, 16, stride=16)
+        self.stage = nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 12), nn.GELU())
+        self.head = nn.Conv2d(12, 7, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.stage(self.stem(x).permute(0, 2, 3, 1))
+        return self.head(maps.mean((1, 2))[..., None, None]).flatten(1)
+
+
+def test_pain_03_stages_and_heads_of_other_shapes() -> None:
+    exp = interp_zoo.explain(NHWC().eval(), torch.randn(1, 3, 96, 64), "gradcam", target=3)
+    assert (exp.layer, exp.raw.shape) == ("stage", (1, 6, 4))
+    bit = lively("resnetv2_50x1_bit", num_classes=7)
+    assert interp_zoo.explain(bit, torch.randn(1, 3, 96, 96), "gradcam").saliency.std() > 0.01
+
+
+def test_pain_04_patch_tokens_still_act_at_the_cut() -> None:
+    """After the last block of a network that reads its class token, patch tokens have no gradient."""
+    model, x = lively("test_vit", num_classes=10), torch.randn(1, 3, 160, 160)
+    last = interp_zoo.explain(model, x, "opticam", target=3).layer
+    names = [name for name, _ in model.named_modules()]
+    assert names.index("blocks.3") < names.index(last) < names.index("blocks.5.mlp")
+    with interp_zoo.Explainer(model, "gradcam").anatomy(x) as (anatomy, pixels):
+        maps = anatomy.split(pixels).maps.detach()
+        with torch.no_grad():
+            moved = [
+                (anatomy.tail(pixels, 0, maps.masked_fill(torch.arange(100).view(10, 10) == place, 0)) - one)
+                .abs()
+                .max()
+                for one in [anatomy.split(pixels).logits.detach()]
+                for place in (0, 37, 99)
+            ]
+    assert min(moved) > 1e-5  # a patch that is deleted moves the logits: the map is read
+
+
+@pytest.mark.parametrize("name", ["densenet121", "vgg11", "mnasnet_small", "test_resnet"])
+def test_pain_05_in_place_activations(name: str) -> None:
+    kwargs: dict[str, Any] = {"growth_rate": 8, "block_config": (2, 2)} if name == "densenet121" else {}
+    model = lively(name, num_classes=5, **kwargs)
+    flags = {n: m.inplace for n, m in model.named_modules() if getattr(m, "inplace", None) is True}
+    assert flags  # or it is no test of them
+    size = 224 if name == "vgg11" else 64
+    exp = interp_zoo.explain(model, torch.randn(1, 3, size, size), "gradcam")
+    assert exp.saliency.max() > 0
+    assert {n: m.inplace for n, m in model.named_modules() if getattr(m, "inplace", None) is True} == flags
