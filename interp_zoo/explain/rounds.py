@@ -53,18 +53,22 @@ def within_memory(
     Raises:
         RuntimeError: as torch has it, if there is no memory for a single picture.
     """
-    try:
-        yield run(pixels, rows)
-        return
-    except (RuntimeError, MemoryError) as error:
-        if anatomy.batch_size == 1 or not memory.ran_out(error):
-            raise
-    # Not within the `except`: the error holds on to the tensors of the pass that failed.
-    anatomy.batch_size //= 2
-    anatomy.forget()
-    memory.release(anatomy.device)
-    warnings.warn(
-        f"memory ran out: at most {anatomy.batch_size} pictures at once from here on (`batch_size`)", stacklevel=5
-    )
-    for part in chunks(len(rows), anatomy.batch_size):
-        yield from within_memory(run, pixels[part], rows[part], anatomy)
+    done = 0
+    while done < len(rows):
+        size = anatomy.batch_size  # less than there were, if memory ran out meanwhile
+        whole = done == 0 and size >= len(rows)
+        part = pixels if whole else pixels[done : done + size]  # the very same tensor: it may have been run before
+        try:
+            yield run(part, rows[done : done + size])
+            done += size
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not memory.ran_out(error):
+                raise
+        # Not within the `except`: the error holds on to the tensors of the pass that failed.
+        anatomy.batch_size = size // 2
+        anatomy.forget()
+        memory.release(anatomy.device)
+        warnings.warn(
+            f"memory ran out: at most {anatomy.batch_size} pictures at once from here on (`batch_size`)", stacklevel=5
+        )
