@@ -86,7 +86,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def _read_npz(file: Path) -> dict[str, Any]:
-    with np.load(file, allow_pickle=False) as found:
+    with file.open("rb") as open_file, np.load(open_file, allow_pickle=False) as found:
         facts: dict[str, Any] = json.loads(str(found["facts"]))
         keys = {*_NUMBERS, "raw", "saliency", "pixels"} & set(found.files)
         return facts | {key: torch.from_numpy(found[key]) for key in keys}
