@@ -107,7 +107,8 @@ def test_pain_18_each_method_says_what_it_explains(tiny_cnn: nn.Module, batch: T
             self.net = net
 
         def forward(self, x: Tensor) -> Tensor:
-            return 4 * self.net(x)
+            logits: Tensor = 4 * self.net(x)
+            return logits
 
     want = interp_zoo.explain(tiny_cnn, batch[1:], "gradcam", target=1)
     exp = interp_zoo.explain(Scaled(tiny_cnn).eval(), batch[1:], "gradcam", target=1)
@@ -147,6 +148,8 @@ def test_saved_and_read_back(ending: str, exp: Explanation, tmp_path: Path) -> N
     assert repr(back) == repr(exp)
     assert not list(tmp_path.glob("new/.*"))  # no half-written file stays
     if ending == ".npz":
+        images: Any
+        wanted: Any
         images, wanted = back.overlay(), exp.overlay()
         assert all(np.array_equal(a, b) for a, b in zip(images, wanted, strict=True))
         back.save(tmp_path / "again.png")
@@ -173,7 +176,10 @@ def test_an_explanation_may_be_pickled(exp: Explanation) -> None:
     """By processes that hand it on, not by us: `load` unpickles nothing."""
     back = pickle.loads(pickle.dumps(exp))
     assert torch.equal(back.saliency, exp.saliency)
-    assert np.array_equal(back.overlay(on="original")[1], exp.overlay(on="original")[1])  # type: ignore[index]
+    one: Any
+    other: Any
+    one, other = back.overlay(on="original"), exp.overlay(on="original")
+    assert np.array_equal(one[1], other[1])
 
 
 def broken(kind: str, good: Path, folder: Path) -> Path:

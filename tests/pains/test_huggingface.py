@@ -66,7 +66,7 @@ def test_pain_19_hugging_faces_models(kind: str, picture_file: Path) -> None:
 
 @pytest.mark.parametrize("method", ["opticam", "scorecam", "hirescam", "saliency", "rise"])
 def test_pain_19_by_other_methods(method: str, picture_file: Path) -> None:
-    options = {"opticam": {"iterations": 2}, "rise": {"n": 20}}.get(method, {})
+    options: dict[str, Any] = {"opticam": {"iterations": 2}, "rise": {"n": 20}}.get(method, {})
     exp = interp_zoo.explain(small("Swin"), picture_file, method, data_config=HALF, **options)
     assert exp.saliency.shape == (1, 64, 64)
     assert exp.saliency.max() == 1
@@ -102,7 +102,7 @@ def test_pain_19_timm_in_hugging_faces_wrapper(name: str, picture_file: Path) ->
 @pytest.mark.parametrize("method", ["gradcam", "attention_rollout", "opticam"])
 def test_pain_19_adapters(method: str, picture_file: Path) -> None:
     """A LoRA that has learned nothing explains as its base does; one that has, does not."""
-    options = {"iterations": 3} if method == "opticam" else {}
+    options: dict[str, Any] = {"iterations": 3} if method == "opticam" else {}
     base = lively("test_vit", num_classes=5)
     want = interp_zoo.explain(base, picture_file, method, target=2, **options)
     tuned = peft.get_peft_model(lively("test_vit", num_classes=5), peft.LoraConfig(target_modules=["qkv"])).eval()

@@ -59,7 +59,8 @@ class NHWC(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.stage(self.stem(x).permute(0, 2, 3, 1))
-        return self.head(maps.mean((1, 2))[..., None, None]).flatten(1)
+        logits: Tensor = self.head(maps.mean((1, 2))[..., None, None]).flatten(1)
+        return logits
 
 
 def test_pain_03_stages_and_heads_of_other_shapes() -> None:

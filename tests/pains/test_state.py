@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ import interp_zoo
 @pytest.mark.parametrize("way", ["frozen", "no_grad", "inference_mode"])
 @pytest.mark.parametrize("method", ["gradcam", "opticam", "integrated_gradients"])
 def test_pain_06_gradients_where_there_are_none(way: str, method: str, tiny_cnn: nn.Module, batch: Tensor) -> None:
-    options = {"opticam": {"iterations": 3}, "integrated_gradients": {"steps": 3}}.get(method, {})
+    options: dict[str, Any] = {"opticam": {"iterations": 3}, "integrated_gradients": {"steps": 3}}.get(method, {})
     want = interp_zoo.explain(tiny_cnn, batch, method, target=3, **options).saliency
     if way == "frozen":
         tiny_cnn.requires_grad_(False)

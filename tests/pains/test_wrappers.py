@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -62,10 +62,16 @@ def process_group(tmp_path: Path) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
+def compiled(model: nn.Module) -> nn.Module:
+    module: Any = torch.compile(model, backend="eager")
+    assert isinstance(module, nn.Module)
+    return module
+
+
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "DataParallel": nn.DataParallel,
     "averaged": AveragedModel,
-    "compiled and parallel": lambda m: nn.DataParallel(torch.compile(m, backend="eager")),  # type: ignore[arg-type]
+    "compiled and parallel": lambda m: nn.DataParallel(compiled(m)),
 }
 
 
@@ -137,6 +143,8 @@ class Own(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
         cfg: Any = net.pretrained_cfg
         self.register_buffer("pixel_mean", torch.tensor(cfg["mean"]).view(1, 3, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(cfg["std"]).view(1, 3, 1, 1))
@@ -160,7 +168,8 @@ def test_pain_19_two_networks_that_take_the_same(tiny_cnn: nn.Module, picture_fi
 
 def test_pain_19_two_networks_that_do_not(tiny_cnn: nn.Module, picture_file: Path) -> None:
     teacher = lively("test_vit", num_classes=10)
-    teacher.pretrained_cfg["mean"] = (0.1, 0.1, 0.1)  # type: ignore[index, operator]
+    its: Any = teacher.pretrained_cfg
+    its["mean"] = (0.1, 0.1, 0.1)
     both = Lit(tiny_cnn, teacher=teacher).eval()
     with pytest.raises(ValueError, match=r"2 timm networks with different inputs.*`data_config`") as error:
         interp_zoo.explain(both, picture_file, "gradcam", target=3)
@@ -176,7 +185,8 @@ def test_pain_19_a_head_of_the_users_has_no_names_of_the_backbones(picture_file:
 
     class Headed(Lit):
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.head(self.net.forward_features(x).mean((2, 3)))
+            net, head = cast(Any, self.net), cast(Any, self.head)
+            out: Tensor = head(net.forward_features(x).mean((2, 3)))
             return out
 
     model = Headed(backbone, head=nn.Linear(96, 3)).eval()
@@ -186,7 +196,7 @@ def test_pain_19_a_head_of_the_users_has_no_names_of_the_backbones(picture_file:
 
 def test_pain_19_what_is_without_values_or_gradients(tiny_vit: nn.Module, batch: Tensor) -> None:
     apart = copy.deepcopy(tiny_vit)
-    apart.head.to("meta")  # type: ignore[operator, union-attr]
+    apart.get_submodule("head").to("meta")
     for model in (copy.deepcopy(tiny_vit).to("meta"), apart):
         with pytest.raises(ValueError, match=r"`model` is on the meta device.*load its weights") as error:
             Explainer(model, "gradcam")
