@@ -1,6 +1,10 @@
 """Explain the smallest model of each of timm's modules, and this package's own, check it, and write the table.
 
     python recipes/coverage.py --output docs/coverage.md
+    python recipes/coverage.py --all --output docs/coverage_all.md
+
+`--all` takes every architecture of timm with up to 400 M parameters (hours). It notes each model in a journal beside
+the table, and a run that was stopped goes on after the last one.
 
 Networks are untrained (no download), their weights drawn with a fixed seed. Weights that start at zero (some
 classifiers and last norms of blocks) get ones or noise: no explanation can show what the weights suppress. Where the
@@ -18,9 +22,13 @@ for more than 448 pixels that take any size get 224. For each model:
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
+import json
 import time
 import warnings
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +41,7 @@ from torch.nn import functional as F
 import interp_zoo
 
 MAX_PIXELS, SMALL_PIXELS = 448, 224  # networks made for larger pictures than the first get pictures of the second
+LARGEST = 400_000_000  # parameters of a model that --all takes
 CHECKS = ("logits", "map", "alone", "align", "trace")
 
 
@@ -67,17 +76,21 @@ def timm_modules() -> list[str]:
 OWN = "interp_zoo"  # in the place of a module: all architectures of this package
 
 
+def parameters(name: str) -> int | None:
+    """How many a model has, without making them; None for networks that compute constants while they are built."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return sum(p.numel() for p in timm.create_model(name).parameters())
+        except (RuntimeError, NotImplementedError):
+            return None
+
+
 def smallest(module: str) -> str:
     """The module's model with the fewest parameters."""
-    sizes: list[tuple[int, str]] = []
-    for name in list_models(module=module):
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                sizes.append((sum(p.numel() for p in timm.create_model(name).parameters()), name))
-            except (RuntimeError, NotImplementedError):  # networks that compute constants while they are built
-                continue
-    return min(sizes)[1] if sizes else list_models(module=module)[0]
+    names = list_models(module=module)
+    sizes = [(size, name) for name in names if (size := parameters(name)) is not None]
+    return min(sizes)[1] if sizes else names[0]
 
 
 def build(name: str, *, calibrated: bool = False, **kwargs: Any) -> nn.Module:
@@ -102,7 +115,14 @@ def build(name: str, *, calibrated: bool = False, **kwargs: Any) -> nn.Module:
 
 
 def explain(module: str, name: str) -> Row:
-    """The row of a module's model."""
+    """The row of a module's model, whatever happens to it."""
+    try:
+        return _explain(module, name)
+    except Exception as error:  # the table says what happened; the other models go on
+        return Row(module, name, note=" ".join(f"{type(error).__name__}: {error}".replace("|", "/").split())[:200])
+
+
+def _explain(module: str, name: str) -> Row:
     row = Row(module, name)
     model = build(name)
     check(row, model)
@@ -195,16 +215,16 @@ def cell(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def table(rows: list[Row], command: str) -> str:
-    """The report in Markdown."""
+def table(rows: list[Row], command: str, which: str) -> str:
+    """The report in Markdown, on models that `which` describes."""
     passed = {name: sum(bool(getattr(row, name)) for row in rows) for name in CHECKS}
     counts = ", ".join(f"{name} {n}" for name, n in passed.items())
     names = [f.name for f in fields(Row)]
     lines = [
         "# Coverage of timm",
         "",
-        f"Written by `{command}` with timm {timm.__version__} and torch {torch.__version__.partition('+')[0]}: the "
-        "smallest model of each of timm's modules, and all of this package's own, untrained, no layer named. "
+        f"Written by `{command}` with timm {timm.__version__} and torch {torch.__version__.partition('+')[0]}: "
+        f"{which}, untrained, no layer named. "
         f"Of {len(rows)} models {sum(row.passed for row in rows)} pass every check ({counts}).",
         "",
         "What is checked: see [recipes/coverage.py](../recipes/coverage.py). Passes: forward + tail backward for "
@@ -221,25 +241,52 @@ def main() -> None:
     """Explains, checks and writes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--modules", default="", help="comma-separated; all of timm's and interp_zoo if empty")
+    parser.add_argument(
+        "--all", action="store_true", help="every model with up to 400 M parameters; goes on where it was"
+    )
     parser.add_argument("--output", type=Path, default=Path("docs/coverage.md"), help="the table, in Markdown")
     args = parser.parse_args()
     known = [*timm_modules(), OWN]
-    wanted = args.modules.split(",") if args.modules else known
+    wanted: list[str] = args.modules.split(",") if args.modules else known
     if unknown := set(wanted) - set(known):
         parser.error(f"--modules: timm has no {', '.join(sorted(unknown))}")
     warnings.filterwarnings("ignore", message="map .* is blank")  # untrained networks speak against many a class
-    rows = []
-    for module in wanted:
-        for name in interp_zoo.list_models() if module == OWN else [smallest(module)]:
-            try:
-                row = explain(module, name)
-            except Exception as error:  # the table says what happened; the other models go on
-                row = Row(module, name, note=f"{type(error).__name__}: {error}")
-            rows.append(row)
-            print(f"{len(rows)} {module}: {row.model} at {row.cut}, {'pass' if row.passed else row}", flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    command = "python recipes/coverage.py" + (f" --modules {args.modules}" if args.modules else "")
-    args.output.write_text(table(rows, command))
+    rows: list[Row] = []
+    for row in journalled(wanted, args.output.with_suffix(".jsonl")) if args.all else each(wanted):
+        rows.append(row)
+        print(f"{len(rows)} {row.module}: {row.model} at {row.cut}, {'pass' if row.passed else row}", flush=True)
+    command = "python recipes/coverage.py" + " --all" * args.all + f" --modules {args.modules}" * bool(args.modules)
+    which = "every timm model of up to 400 M parameters" if args.all else "the smallest model of each of timm's modules"
+    args.output.write_text(table(rows, command, f"{which}, and all of this package's own"))
+
+
+def each(modules: list[str]) -> Iterator[Row]:
+    """The rows of the smallest models of some modules, and of all of the package's own."""
+    for module in modules:
+        for name in interp_zoo.list_models() if module == OWN else [smallest(module)]:
+            yield explain(module, name)
+
+
+def journalled(modules: list[str], file: Path) -> Iterator[Row]:
+    """The rows of all models of some modules that are not too large; those that stand in a file are taken from it."""
+    there: dict[str, Row] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        with contextlib.suppress(ValueError):  # cut off when the run was stopped
+            row = Row(**json.loads(line))
+            there[row.model] = row
+    with file.open("a", encoding="utf-8") as journal:
+        journal.write("\n")  # after what may be cut off
+        for module in modules:
+            for name in interp_zoo.list_models() if module == OWN else list_models(module=module):
+                if name not in there:
+                    if (parameters(name) or 0) > LARGEST:
+                        continue
+                    there[name] = explain(module, name)
+                    journal.write(json.dumps(asdict(there[name])) + "\n")
+                    journal.flush()
+                    gc.collect()
+                yield there[name]
 
 
 if __name__ == "__main__":

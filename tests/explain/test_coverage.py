@@ -9,8 +9,10 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import timm
 
 import interp_zoo
 
@@ -105,3 +107,39 @@ def test_committed_table_has_every_own_model() -> None:
     own = {line.split("|")[2].strip(): line for line in lines if line.startswith("| interp_zoo |")}
     assert set(own) == set(interp_zoo.list_models())
     assert {model for model, line in own.items() if line.count("| pass") != 5} <= TOO_SMALL
+
+
+def test_all_of_timm_goes_on_where_it_was(recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def explain(module: str, name: str) -> Any:
+        asked.append(name)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return recipe.Row(module, name, cut="here", logits=True, map=True, alone=True, align=True, trace=True)
+
+    monkeypatch.setattr(recipe, "explain", explain)
+    monkeypatch.setattr(recipe, "LARGEST", 60_000_000)  # the rest of its models are larger
+    output = tmp_path / "coverage.md"
+    monkeypatch.setattr(sys, "argv", ["coverage.py", "--all", "--modules", "vgg,starnet", "--output", str(output)])
+    with pytest.raises(KeyboardInterrupt):
+        recipe.main()
+    with output.with_suffix(".jsonl").open("a") as journal:
+        journal.write('{"module": "cut o')
+    first = list(asked)
+    recipe.main()
+    assert asked[3:][0] == first[2]  # the one that was under way
+    assert len(set(asked)) == len(asked) - 1
+    assert not any(name.startswith("vgg") for name in asked)
+    assert set(asked) == set(timm.list_models("starnet*"))
+    written = output.read_text()
+    assert "`python recipes/coverage.py --all --modules vgg,starnet`" in written
+    assert f"Of {len(set(asked))} models {len(set(asked))} pass every check" in written
+
+
+def test_what_fails_stands_in_the_table(recipe: ModuleType) -> None:
+    row = recipe.explain("none", "no_such_model")
+    assert not row.passed
+    assert "no_such_model" in row.note
+    assert "\n" not in row.note
+    assert "|" not in row.note
