@@ -114,21 +114,21 @@ def build(name: str, *, calibrated: bool = False, **kwargs: Any) -> nn.Module:
     return model.eval()
 
 
-def explain(module: str, name: str) -> Row:
-    """The row of a module's model, whatever happens to it."""
+def explain(module: str, name: str, **kwargs: Any) -> Row:
+    """The row of a module's model, made with some arguments, whatever happens to it."""
     try:
-        return _explain(module, name)
+        return _explain(module, name, **kwargs)
     except Exception as error:  # the table says what happened; the other models go on
         return Row(module, name, note=" ".join(f"{type(error).__name__}: {error}".replace("|", "/").split())[:200])
 
 
-def _explain(module: str, name: str) -> Row:
+def _explain(module: str, name: str, **kwargs: Any) -> Row:
     row = Row(module, name)
-    model = build(name)
+    model = build(name, **kwargs)
     check(row, model)
     if not row.align and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         again = Row(module, name)
-        check(again, build(name, calibrated=True))
+        check(again, build(name, calibrated=True, **kwargs))
         if again.align:
             again.note = "BatchNorm with statistics"
             return again
