@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import sha256
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from interp_zoo.evaluation import between, measures, tables
 from interp_zoo.evaluation.boxes import read_boxes
 from interp_zoo.evaluation.data import Data, Item, Unreadable, open_data
 from interp_zoo.evaluation.measuring import Examiner, Settings, weights_hash
+from interp_zoo.evaluation.options import TARGETS, evaluation_flags
 from interp_zoo.evaluation.protocol import describe
 from interp_zoo.evaluation.records import Missing, Records, Row, Writer
 from interp_zoo.evaluation.report import write_report
@@ -39,49 +39,13 @@ from interp_zoo.evaluation.specs import parse_methods
 from interp_zoo.explain.inputs import Preprocess
 from interp_zoo.explain.labels import Labels
 from interp_zoo.explain.methods import UnsuitableModel
-from interp_zoo.metrics.functional.recognition import PROTOCOLS
 from interp_zoo.models import create
 
-TARGETS = ("label", "predicted", "least_likely")
 ONE_PROCESS = (
     "warning: this is one process: on CPUs accelerate starts several through MPI alone; for two without it: "
     "torchrun --nproc-per-node 2 recipes/evaluate.py ..."
 )
 SHOWN = 1000  # pictures whose maps are kept: the report shows some of them
-
-
-def parse_args() -> argparse.Namespace:
-    """Every option, with its default and unit."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    add = parser.add_argument
-    add("--model", nargs="+", required=True, help="timm models, with their pretrained weights")
-    add("--checkpoint", type=Path, help="a safetensors file with the weights, for a single model")
-    add(
-        "--methods",
-        default="quick",
-        help="names with commas between, or quick, or all; with options: opticam:iterations=50:layer=layer3 (quick)",
-    )
-    add("--metrics", default="recognition,causal", help=f"names or groups ({', '.join(measures.GROUPS)}), or all")
-    add("--data-dir", type=Path, help="a folder with labels.csv (file, class_index), one of pictures, or timm's root")
-    add("--dataset", default="", help="timm's data set: folder, hfds/NAME, torch/NAME, wds/NAME, ... (a folder)")
-    add("--split", default="validation", help="of the data set (validation)")
-    add("--class-map", default="", help="timm's file with the classes in the model's order")
-    add("--input-key", default="", help="timm's name of the column with the pictures")
-    add("--target-key", default="", help="timm's name of the column with the labels")
-    add("--boxes", type=Path, help="a folder of VOC or ImageNet XML files, a COCO json, or a csv")
-    add("--target", default="label", choices=[*TARGETS, "all"], help="what is explained (label)")
-    add("--limit", type=int, help="so many pictures, evenly spaced (all)")
-    add("--batch-size", type=int, default=16, help="the most pictures, masked copies included, in a pass (16)")
-    add("--amp", default="no", choices=["no", "bf16", "fp16"], help="precision of the network (no: the model's own)")
-    add("--output", type=Path, required=True, help="the folder for the results; that of a killed run to go on")
-    add("--overwrite", action="store_true", help="delete another run's results in it")
-    add("--protocol", default="papers", choices=PROTOCOLS, help="whose average drop and increase (papers)")
-    add("--step", type=int, help="pixels a step of insertion and deletion (those of 8 rows)")
-    add("--blur-kernel", type=int, default=11, help="width of insertion's blur in pixels (11; CA-Stream's authors: 5)")
-    add("--fill-pictures", type=int, help="on how many pictures, evenly spaced, the other fills are tried (all)")
-    add("--sanity-pictures", type=int, default=16, help="on how many, evenly spaced, the sanity checks are made (16)")
-    add("--seed", type=int, default=0, help="of noise fills and randomised weights (0)")
-    return parser.parse_args()
 
 
 def target_kinds(wanted: str, data: Data) -> list[str]:
@@ -205,7 +169,7 @@ def run(args: argparse.Namespace, accelerator: Accelerator, console: Console) ->
         raise ValueError(f"`blur_kernel` is {args.blur_kernel}, but must be odd, such as 11")
     specs = parse_methods(args.methods)
     keys = {"class_map": args.class_map, "input_key": args.input_key, "target_key": args.target_key}
-    data = open_data(args.data_dir, args.dataset, args.split, args.limit, **keys)
+    data = open_data(args.data_dir, args.dataset, args.split, args.limit, held=args.hold_out, **keys)
     boxes = read_boxes(args.boxes, data.names) if args.boxes else {}
     kinds = target_kinds(args.target, data)
     words = [word.strip() for word in args.metrics.split(",") if word.strip()]
@@ -233,7 +197,17 @@ def run(args: argparse.Namespace, accelerator: Accelerator, console: Console) ->
 
     records = Records(args.output)
     if accelerator.is_main_process:
-        same = ("protocol", "step", "blur_kernel", "amp", "seed", "fill_pictures", "sanity_pictures", "limit")
+        same = (
+            "protocol",
+            "step",
+            "blur_kernel",
+            "amp",
+            "seed",
+            "fill_pictures",
+            "sanity_pictures",
+            "limit",
+            "hold_out",
+        )
         identity: dict[str, Any] = {key: str(getattr(args, key)) for key in same}
         identity |= {"data": data.fingerprint, "metrics": metrics, "versions": versions()}
         identity["boxes"] = sha256(repr({file: its.tolist() for file, its in boxes.items()}).encode()).hexdigest()
@@ -285,7 +259,7 @@ def run(args: argparse.Namespace, accelerator: Accelerator, console: Console) ->
 
 def main() -> None:
     """Runs, and says in one line what is wrong."""
-    args = parse_args()
+    args = evaluation_flags((__doc__ or "").partition("\n")[0]).parse_args()
     # One process may be done long before another: it waits as long as it takes.
     wait = InitProcessGroupKwargs(timeout=timedelta(weeks=4))
     # Without `cpu`, accelerate takes torchrun's processes on CPUs for as many lonely ones.

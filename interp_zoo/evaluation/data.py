@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from interp_zoo.evaluation.held import hold_out
 from interp_zoo.evaluation.sources import BrokenPictureError, Source, class_index, nameless, open_source
 from interp_zoo.explain.inputs import EXTENSIONS
 
@@ -45,22 +46,38 @@ class Unreadable:
 class Data:
     """Pictures with their labels, and which of them are evaluated.
 
+    Args:
+        source: where they are.
+        limit: how many are evaluated, None for all.
+        held: of which share, the one that training with the same share leaves out; None for all.
+
     Attributes:
         total: how many pictures the data set has, or None if that is known at its end only.
         indexable: whether `data[index]` works; if not, pictures come from `stream` alone.
         class_names: the names of the classes that the data set numbers by itself, or None.
     """
 
-    def __init__(self, source: Source, limit: int | None = None) -> None:
+    def __init__(self, source: Source, limit: int | None = None, held: float | None = None) -> None:
         self.total, self.indexable = source.total, source.load is not None
         self.class_names = source.classes
-        self._source, self._limit = source, limit
+        self._source, self._limit, self._held = source, limit, held
         self._out_of: int | None = None
 
     @cached_property
     def chosen(self) -> list[int]:
-        """The indices that are evaluated, ascending: evenly spaced where there is access by index, else the first."""
+        """The indices that are evaluated, ascending: evenly spaced where there is access by index, else the first.
+
+        Raises:
+            ValueError: if there is no picture, or a part is wanted of what has no labels or no access by index.
+        """
         total = self.total
+        if self._held is not None:
+            if not self.indexable or self.labels is None or None in self.labels:
+                kind = self._source.kind
+                raise ValueError(f"`hold_out` is a share of each class, and {kind} does not tell the labels")
+            _, held = hold_out(self.labels, self._held)
+            number = min(len(held), self._limit or len(held))
+            return [held[i * len(held) // number] for i in range(number)]
         if total is None:  # it is walked over once, as far as the limit
             total = sum(1 for _ in islice(self._source.walk(), self._limit))
             if not total:
@@ -95,7 +112,9 @@ class Data:
     def about(self) -> str:
         """One line for the report: what the data is, and how much of it is evaluated."""
         number = len(self.chosen)
-        if number == self.total or self._limit is None:
+        if self._held is not None:
+            part = f"{number:,} of the pictures that --hold-out {self._held:g} leaves out of training"
+        elif number == self.total or self._limit is None:
             part = f"all {number:,} pictures"
         elif self.indexable:
             part = f"{number:,} of {self.total:,} pictures, evenly spaced"
@@ -200,6 +219,7 @@ def open_data(
     split: str = "validation",
     limit: int | None = None,
     *,
+    held: float | None = None,
     class_map: str = "",
     input_key: str = "",
     target_key: str = "",
@@ -212,6 +232,7 @@ def open_data(
         dataset: "" for folders, else timm's name of a data set: torch/..., hfds/..., hfids/..., tfds/..., wds/...
         split: which part of it; for class folders, the subfolder of that name if there is one.
         limit: how many pictures are evaluated, or None for all.
+        held: evaluate the share that training with this `hold_out` leaves out.
         class_map: file with the names of the classes in the model's order, as timm takes it.
         input_key: column that holds the pictures, as timm takes it.
         target_key: column that holds the labels, as timm takes it.
@@ -227,4 +248,4 @@ def open_data(
     source = open_source(data_dir, dataset, split, {key: value for key, value in options.items() if value})
     if source.total == 0:
         raise ValueError(f"`data_dir` {source.kind}: there is no picture that ends in {', '.join(EXTENSIONS)}")
-    return Data(source, limit)
+    return Data(source, limit, held)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from interp_zoo.evaluation.data import Data, open_data
-from interp_zoo.training.pictures import hold_out
+from interp_zoo.evaluation.held import hold_out
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def open_splits(
     return Splits(train, train.chosen, val, val.chosen, name, val_split)
 
 
-def _open(data_dir: Path | None, dataset: str, which: str, split: str, keys: dict[str, str]) -> Data:
+def _open(data_dir: Path | None, dataset: str, which: str, split: str, keys: dict[str, Any]) -> Data:
     try:
         data = open_data(data_dir, dataset, split, None, **keys)
     except ValueError as error:

@@ -16,6 +16,7 @@ from conftest import assert_one_line
 from PIL import Image
 
 from interp_zoo.evaluation.data import Data, Item, Unreadable, open_data
+from interp_zoo.training.splits import open_splits
 
 
 def picture(path: Path, value: int = 0, size: tuple[int, int] = (6, 4), **kwargs: Any) -> Path:
@@ -91,6 +92,24 @@ def test_limit_is_spread_evenly(tmp_path: Path, number: int, limit: int, want: l
     assert data[number - 1].label == number - 1  # what is not chosen is there all the same
     with pytest.raises(IndexError, match=rf"`index` {number} is out of range: the data set has {number} pictures"):
         data[number]
+
+
+def test_what_training_has_held_out(tmp_path: Path) -> None:
+    """The very pictures that `--hold-out` of the training recipe chooses by, and of them so many."""
+    root = labelled(tmp_path, {f"{i:02}.png": i % 3 for i in range(30)})
+    splits = open_splits(root, "", "train", "validation", 0.2)
+    data = open_data(root, held=0.2)
+    assert data.chosen == splits.val_indices
+    assert len(data.chosen) == 6
+    assert data.about.endswith("6 of the pictures that --hold-out 0.2 leaves out of training")
+    assert open_data(root, limit=2, held=0.2).chosen == [splits.val_indices[i] for i in (0, 3)]
+    with pytest.raises(ValueError, match=r"`hold_out` is 1\.5, but must be between"):
+        _ = open_data(root, held=1.5).chosen
+    (tmp_path / "plain").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "plain" / "a.png")
+    with pytest.raises(ValueError, match=r"`hold_out` is a share .* does not tell the labels") as error:
+        _ = open_data(tmp_path / "plain", held=0.2).chosen
+    assert_one_line(error.value)
 
 
 def test_pictures_are_upright_rgb(tmp_path: Path) -> None:
