@@ -49,6 +49,7 @@ Targets = Annotated[
 Layer = Annotated[str | None, typer.Option(help="Cut the model after this layer; by default the place is found.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="A safetensors file with the model's weights.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...")]
+MultiLabel = Annotated[bool, typer.Option("--multi-label", help="Each class has a sigmoid of its own.")]
 BatchSize = Annotated[int | None, typer.Option(help="The most pictures, masked copies included, at once.")]
 
 
@@ -61,11 +62,13 @@ def explain(
     layer: Layer = None,
     checkpoint: Checkpoint = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A file for one picture; else a folder, made if needed.")
+        Path,
+        typer.Option("--output", "-o", help="A folder; a file for one picture; .npz or .json for maps and numbers."),
     ] = Path("explanations"),
     option: Annotated[
         list[str] | None, typer.Option("--option", help="An option of the method: name=value; again for more.")
     ] = None,
+    multi_label: MultiLabel = False,
     device: Device = None,
     batch_size: BatchSize = None,
 ) -> None:
@@ -75,7 +78,8 @@ def explain(
         img, wanted = _inputs(pictures, target)
         check_ending(output)
         made = _model(model, checkpoint, device)
-        return Explainer(made, method, layer=layer, batch_size=batch_size, **_options(option))(img, wanted)
+        settings: dict[str, Any] = {"layer": layer, "batch_size": batch_size, "multi_label": multi_label}
+        return Explainer(made, method, **settings, **_options(option))(img, wanted)
 
     exp = _or_exit(run)
     files = _or_exit(lambda: exp.save(output))
@@ -102,6 +106,7 @@ def compare(
     output: Annotated[Path, typer.Option("--output", "-o", help="The figure: png, pdf or svg.")] = Path(
         "comparison.png"
     ),
+    multi_label: MultiLabel = False,
     device: Device = None,
     batch_size: BatchSize = None,
 ) -> None:
@@ -111,7 +116,8 @@ def compare(
         img, wanted = _inputs(pictures, target)
         check_figure(output)
         made = _model(model, checkpoint, device)
-        return compare_methods(made, img, method, target=wanted, layer=layer, batch_size=batch_size)
+        settings: dict[str, Any] = {"layer": layer, "batch_size": batch_size, "multi_label": multi_label}
+        return compare_methods(made, img, method, target=wanted, **settings)
 
     comparison = _or_exit(run)
     file = _or_exit(lambda: comparison.save(output))

@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 import interp_zoo
 from interp_zoo import cli
 from interp_zoo.explain.methods import get_method, list_methods
+from interp_zoo.models import create
 
 Command = Callable[..., Result]
 
@@ -106,6 +107,22 @@ def test_a_checkpoint_an_output_file_and_a_target(command: Command, tiny: list[s
     assert "layercam at layer3; 1 forward + 1 backward passes" in result.stdout
     with Image.open(tmp_path / "out.jpg") as written:
         assert written.size == (80, 60)
+
+
+def test_maps_and_numbers_of_several_labels(command: Command, tiny: list[str], tmp_path: Path) -> None:
+    file = picture(tmp_path / "pic.png")
+    asked = ["--target", "7", "--target", "2", "--multi-label", "--output", "new/out.npz"]
+    result = command("explain", file, *tiny, *asked)
+    assert result.exit_code == 0, result.output
+    back = interp_zoo.Explanation.load(tmp_path / "new" / "out.npz")
+    assert back.target.tolist() == [7, 2]
+    model = create("test_resnet", checkpoint=tmp_path / "tiny.safetensors")
+    want = interp_zoo.explain(model, file, "layercam", target=[7, 2], multi_label=True)
+    assert torch.equal(back.probability, want.probability)
+    before = [f"{p:.3f}, under" for p in want.probability.tolist()]
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"new/out.npz: {file}"
+    assert [line for line in lines if before[0] in line or before[1] in line] == [lines[2], lines[5]]
 
 
 def test_options_of_the_method(command: Command, tiny: list[str], tmp_path: Path) -> None:
