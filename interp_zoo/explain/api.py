@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from interp_zoo.explain.targets import Request, Target
 from interp_zoo.explain.wrappers import admitted, warn_of_probabilities
 from interp_zoo.memory import FORWARD_PIXELS, at_once
 from interp_zoo.models.loading import create, place
+from interp_zoo.told import warn
 from interp_zoo.untouched import untouched
 
 Amp = Literal["bf16", "fp16"]
@@ -46,7 +46,7 @@ class Loaded:
         self.pictures, self.skipped = load(img, self.preprocess)
         self.single = not is_many(img)
         for name, why in self.skipped.items():
-            warnings.warn(f'`img` "{name}" cannot be read and is skipped: {why}', stacklevel=4)
+            warn(f'`img` "{name}" cannot be read and is skipped: {why}')
 
 
 class Explainer:
@@ -326,7 +326,7 @@ def finish(raw: Tensor, size: tuple[int, int], rows: Sequence[int]) -> Tensor:
             why = "the method gave no value above 0 (nothing speaks for this target at this layer)"
         else:
             why = "it is constant after rectifying"
-        warnings.warn(f"map {rows[i]} of the batch is blank (all zeros): {why}", stacklevel=4)
+        warn(f"map {rows[i]} of the batch is blank (all zeros): {why}")
     return saliency
 
 

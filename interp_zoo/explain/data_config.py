@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from interp_zoo.explain.wrappers import networks, normalises
+from interp_zoo.told import warn
 from interp_zoo.words import nearest
 
 KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
@@ -48,11 +48,10 @@ def input_of(model: nn.Module, data_config: Mapping[str, Any] | None = None) -> 
         if normalises(model):
             config["mean"], config["std"] = (0.0,), (1.0,)
         elif _is_hugging_face(network):
-            warnings.warn(
+            warn(
                 f"`model` ({type(network).__name__}) does not say by which mean and std its pictures are normalised, "
                 "and ImageNet's are taken: give its image processor's, "
-                "data_config={'mean': processor.image_mean, 'std': processor.image_std}",
-                stacklevel=6,
+                "data_config={'mean': processor.image_mean, 'std': processor.image_std}"
             )
     for key in ("mean", "std"):
         if key in given and len(given[key]) not in (1, channels):

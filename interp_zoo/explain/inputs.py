@@ -9,7 +9,6 @@ import struct
 import time
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from interp_zoo.explain.anatomy import model_dtype
 from interp_zoo.explain.data_config import input_of
+from interp_zoo.told import warn
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 # What Pillow raises on files that are broken; its plugins are not of one mind.
@@ -254,7 +254,7 @@ def _open(file: Any, name: str) -> Image.Image:
     with image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
-            warnings.warn(f'`img` "{name}" has {frames} frames: the first is explained', stacklevel=8)
+            warn(f'`img` "{name}" has {frames} frames: the first is explained')
         return _decoded(image).copy()
 
 

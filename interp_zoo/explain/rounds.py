@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ from interp_zoo import memory
 from interp_zoo.explain.anatomy import Anatomy
 from interp_zoo.explain.inputs import Picture
 from interp_zoo.explain.targets import Request
+from interp_zoo.told import warn
 
 T = TypeVar("T")
 
@@ -69,6 +69,4 @@ def within_memory(
         anatomy.batch_size = size // 2
         anatomy.forget()
         memory.release(anatomy.device)
-        warnings.warn(
-            f"memory ran out: at most {anatomy.batch_size} pictures at once from here on (`batch_size`)", stacklevel=5
-        )
+        warn(f"memory ran out: at most {anatomy.batch_size} pictures at once from here on (`batch_size`)")

@@ -6,13 +6,14 @@ normalisation before it) is part of the model, and is asked through the timm net
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from timm.utils import ModelEma, ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+from interp_zoo.told import warn
 
 _TRANSPARENT = (
     nn.DataParallel,
@@ -114,8 +115,7 @@ def _is_per_channel(value: Any) -> bool:
 def warn_of_probabilities(logits: Tensor) -> None:
     """Warns where what a model returns are probabilities (B, classes), not logits."""
     if logits.shape[1] > 1 and bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
-        warnings.warn(
+        warn(
             "`model` seems to end in a softmax (its outputs sum to 1): explanations are of logits, which gradients of "
-            "probabilities flatten; give the model without its softmax",
-            stacklevel=4,
+            "probabilities flatten; give the model without its softmax"
         )

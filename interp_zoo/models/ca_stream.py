@@ -12,7 +12,6 @@ The last query goes to the classifier in place of the average of the last map.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from interp_zoo.models.taps import Layout, Taps
 from interp_zoo.models.wrapping import input_shape, own_cfg, prefixed_groups
+from interp_zoo.told import warn
 from interp_zoo.untouched import untouched
 
 T = TypeVar("T")
@@ -158,10 +158,9 @@ class CAStream(nn.Module):
         self.stream = Stream(dims, init=init, device=parameter.device, dtype=parameter.dtype)
         self.tokens = nn.Identity()  # where all that is read afterwards goes through: a layer to cut at, and its name
         if not averages:
-            warnings.warn(
+            warn(
                 f"`backbone` is a {type(backbone).__name__} whose head does not read the average of its last map: "
-                "the stream starts from another prediction than the backbone's, so train the classifier, too",
-                stacklevel=2,
+                "the stream starts from another prediction than the backbone's, so train the classifier, too"
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,22 @@ def test_pain_18_models_that_end_in_a_softmax_are_told(tiny_cnn: nn.Module, batc
     with pytest.warns(UserWarning, match="seems to end in a softmax"):
         interp_zoo.explain(nn.Sequential(tiny_cnn, nn.Softmax(1)).eval(), batch, "gradcam")
     interp_zoo.explain(tiny_cnn, batch, "gradcam")  # which is no warning
+
+
+WAYS: dict[str, Callable[[nn.Module, Tensor], object]] = {
+    "explain": lambda model, x: interp_zoo.explain(model, x, "gradcam"),
+    "Explainer": lambda model, x: interp_zoo.Explainer(model, "gradcam")(x),
+    "maps": lambda model, x: interp_zoo.Explainer(model, "gradcam").maps(x),
+    "compare": lambda model, x: interp_zoo.compare(model, x, ["gradcam"]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_warnings_point_at_the_users_line(way: str, tiny_cnn: nn.Module, batch: Tensor) -> None:
+    model = nn.Sequential(tiny_cnn, nn.Softmax(1)).eval()
+    with pytest.warns(UserWarning, match="softmax") as told:
+        WAYS[way](model, batch)
+    assert {warning.filename for warning in told} == {__file__}
 
 
 def test_pain_18_each_method_says_what_it_explains(tiny_cnn: nn.Module, batch: Tensor) -> None:
