@@ -176,6 +176,22 @@ def test_saved_and_read_back(ending: str, exp: Explanation, tmp_path: Path) -> N
         assert_one_line(error.value)
 
 
+@pytest.mark.parametrize("ending", [".npz", ".json", ".png"])
+def test_an_interrupted_save_leaves_what_was_there(
+    ending: str, exp: Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_self: Path, _target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    (file, *_) = exp.save(tmp_path / f"it{ending}")
+    before = file.read_bytes()
+    monkeypatch.setattr(Path, "replace", interrupted)  # the last moment: all is written, beside the old file
+    with pytest.raises(KeyboardInterrupt):
+        interp_zoo.explain(lively("test_resnet", num_classes=10), texture(), "fakecam").save(file)
+    assert file.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_json_holds_what_json_cannot(tiny_cnn: nn.Module, batch: Tensor, tmp_path: Path) -> None:
     with torch.no_grad():
         tiny_cnn.fc.bias.fill_(torch.nan)  # type: ignore[operator, union-attr]
