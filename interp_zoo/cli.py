@@ -18,7 +18,8 @@ from torch import nn
 
 from interp_zoo.explain import Explainer, Explanation, compare as compare_methods
 from interp_zoo.explain.compare import ROWS, check_figure
-from interp_zoo.explain.inputs import is_url, not_there
+from interp_zoo.explain.decoding import is_url
+from interp_zoo.explain.inputs import not_there
 from interp_zoo.explain.methods import get_method, list_methods
 from interp_zoo.explain.storing import check_ending
 from interp_zoo.hub import FILES, prepare, publish

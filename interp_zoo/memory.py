@@ -17,7 +17,7 @@ _LARGEST = (32 << 20) - (64 << 10)  # bytes; malloc takes what is larger from th
 _BLOCK, _BLOCKS = 24 << 20, 10  # ... once it has seen a block of that size given back
 
 # What torch's allocators say for CPUs and MPS; for CUDA there is an error of its own.
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 # Pixels in a pass on a CPU. With more, tensors are so large that malloc takes each from the system and gives it back,
 # which may cost as much as computing with it.

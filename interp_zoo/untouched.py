@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 # Flags of timm's networks that replay parts of the forward pass during backward: off for the block.
@@ -30,8 +31,17 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     with _FINDING:
         lock = _LOCKS.setdefault(model, threading.RLock())
-    with lock:
+    with lock, _eager(model):
         yield from _untouched(model)
+
+
+def _eager(model: nn.Module) -> AbstractContextManager[object]:
+    """Runs what torch.compile made of the model's parts as they were written: hooks would compile them anew."""
+    for module in model.modules():
+        if "_orig_mod" in vars(module)["_modules"] or vars(module).get("_compiled_call_impl") is not None:
+            stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+            return stance
+    return nullcontext()
 
 
 def _untouched(model: nn.Module) -> Iterator[None]:

@@ -27,6 +27,7 @@ import gc
 import json
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -82,7 +83,7 @@ def parameters(name: str) -> int | None:
         warnings.simplefilter("ignore")
         try:
             return sum(p.numel() for p in timm.create_model(name).parameters())
-        except (RuntimeError, NotImplementedError):
+        except Exception:  # whatever networks do that compute with what is not there
             return None
 
 
@@ -271,22 +272,34 @@ def each(modules: list[str]) -> Iterator[Row]:
 def journalled(modules: list[str], file: Path) -> Iterator[Row]:
     """The rows of all models of some modules that are not too large; those that stand in a file are taken from it."""
     there: dict[str, Row] = {}
+    begun: Counter[str] = Counter()  # how often, of those that never came to an end
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         with contextlib.suppress(ValueError):  # cut off when the run was stopped
-            row = Row(**json.loads(line))
-            there[row.model] = row
+            entry = json.loads(line)
+            if name := entry.get("begun"):
+                begun[name] += 1
+            elif entry["cut"]:  # what raised is tried again
+                there[entry["model"]] = Row(**entry)
+                del begun[entry["model"]]
     with file.open("a", encoding="utf-8") as journal:
+
+        def note(entry: dict[str, Any]) -> None:
+            journal.write(json.dumps(entry) + "\n")
+            journal.flush()
+
         journal.write("\n")  # after what may be cut off
         for module in modules:
             for name in interp_zoo.list_models() if module == OWN else list_models(module=module):
-                if name not in there:
-                    if (parameters(name) or 0) > LARGEST:
-                        continue
-                    there[name] = explain(module, name)
-                    journal.write(json.dumps(asdict(there[name])) + "\n")
-                    journal.flush()
+                if name in there:
+                    yield there[name]
+                elif begun[name] >= 2:  # it would take this process with it, too
+                    yield Row(module, name, note="the process died twice")
+                elif (parameters(name) or 0) <= LARGEST:
+                    note({"begun": name})
+                    row = explain(module, name)
+                    note(asdict(row))
                     gc.collect()
-                yield there[name]
+                    yield row
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class Data:
         """One line for the report: what the data is, and how much of it is evaluated."""
         number = len(self.chosen)
         if self._held is not None:
-            part = f"{number:,} of the pictures that --hold-out {self._held:g} leaves out of training"
+            part = f"{number:,} of those pictures that training on them with --hold-out {self._held:g} leaves out"
         elif number == self.total or self._limit is None:
             part = f"all {number:,} pictures"
         elif self.indexable:

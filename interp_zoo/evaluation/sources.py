@@ -22,7 +22,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from interp_zoo.explain.inputs import EXTENSIONS, upright
+from interp_zoo.explain.decoding import upright
+from interp_zoo.explain.inputs import EXTENSIONS
 from interp_zoo.words import nearest
 
 # timm's prefixes, and what each needs beyond this package's own dependencies.

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from interp_zoo import memory
-from interp_zoo.explain.cutting import Cut, find_cut, logits_of
+from interp_zoo.explain.cutting import Cut, find_cut
 from interp_zoo.explain.folding import folded
+from interp_zoo.explain.outputs import logits_of
 from interp_zoo.explain.replay import Memory, answering, hook, repeat
 from interp_zoo.explain.targets import Target
 from interp_zoo.models.rectifiers import Rectifiers

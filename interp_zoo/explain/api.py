@@ -161,8 +161,18 @@ class Explainer:
         """A, the explained layer's output on the picture's grid, (B, C, h, w), for pictures as in `explain`."""
         preprocess, kept = self._load(x)
         with self._anatomy(preprocess, kept) as anatomy:
-            parts = chunks(len(kept), anatomy.batch_size)
-            return torch.cat([anatomy.split(stack(kept[part], anatomy)).maps.detach() for part in parts])
+
+            def run(pixels: Tensor, _rows: list[int]) -> Tensor:
+                return anatomy.split(pixels).maps.detach()
+
+            parts = [list(range(len(kept)))[part] for part in chunks(len(kept), anatomy.batch_size)]
+            return torch.cat(
+                [
+                    maps
+                    for rows in parts
+                    for maps in within_memory(run, stack([kept[i] for i in rows], anatomy), rows, anatomy)
+                ]
+            )
 
     @contextmanager
     def anatomy(self, x: Any) -> Iterator[tuple[Anatomy, Tensor]]:
@@ -207,7 +217,7 @@ class Explainer:
         with torch.inference_mode(False), untouched(self.model):
             cut = find_cut(self.model, (channels, height, width), self._layer)
             with progress_bar(self._progress, f"{self.method}, {len(rows)} map{'s' * (len(rows) != 1)}") as tick:
-                yield Anatomy(
+                anatomy = Anatomy(
                     self.model,
                     cut,
                     preprocess.mean,
@@ -217,6 +227,10 @@ class Explainer:
                     tick=tick,
                     watch=self._method.watch(self.model) if self._method.watch else (),
                 )
+                fits = anatomy.batch_size
+                yield anatomy
+                if anatomy.batch_size < fits:  # memory ran out: the next call needs no telling
+                    self._batch_size = anatomy.batch_size
 
     def _maps(
         self, anatomy: Anatomy, pixels: Tensor, request: Request, rows: Sequence[int]
@@ -228,7 +242,7 @@ class Explainer:
         raw = self._method.function(anatomy, pixels, target, **self._options).detach()
         if target.function is None:  # logits that are not finite explain nothing, whatever the method makes of them
             raw = raw.masked_fill(~split.logits.detach().isfinite().all(1)[:, None, None], torch.nan)
-            warn_of_probabilities(split.logits.detach())
+            warn_of_probabilities(split.logits.detach(), multi_label=self._multi_label)
         saliency = finish(raw, (pixels.shape[2], pixels.shape[3]), rows)
         with torch.no_grad():
             before = target.plain.probability(split.logits.detach())
@@ -328,8 +342,3 @@ def finish(raw: Tensor, size: tuple[int, int], rows: Sequence[int]) -> Tensor:
             why = "it is constant after rectifying"
         warn(f"map {rows[i]} of the batch is blank (all zeros): {why}")
     return saliency
-
-
-def _stack(pictures: list[Picture], anatomy: Anatomy) -> Tensor:
-    pixels = torch.stack([p.pixels for p in pictures])
-    return pixels.to(anatomy.device, memory_format=anatomy.cut.memory_format)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from interp_zoo.explain.branches import Branches, Path, map_tensors, tensors
 from interp_zoo.explain.grid import GridView, find_view
+from interp_zoo.explain.outputs import logits_of
 from interp_zoo.explain.replay import Call, Recorder, finished_before, hook
 from interp_zoo.models.taps import is_tapped
 from interp_zoo.words import nearest
@@ -63,30 +64,6 @@ class Cut:
 
 
 _FOUND: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Cut]] = weakref.WeakKeyDictionary()
-
-
-def logits_of(output: object) -> Tensor:
-    """The logits in a classifier's output: a tensor, or the `logits` of an output object or dict."""
-    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
-    if not isinstance(logits, Tensor):
-        raise ValueError(
-            f"`model` returns {_kind(output)}, not logits (B, classes): wrap it so that it returns the logits alone "
-            "(detectors and segmenters are out of scope here: see xaitk-saliency)"
-        )
-    if logits.ndim != 2:
-        raise ValueError(
-            f"`model` returns a tensor of shape {tuple(logits.shape)}, not logits (B, classes): "
-            "wrap it so that it returns one row of logits a picture (segmenters are out of scope here: see captum)"
-        )
-    return logits
-
-
-def _kind(output: object) -> str:
-    if isinstance(output, tuple | list):
-        return f"a {type(output).__name__} of {len(output)}"
-    if isinstance(output, dict):
-        return f"a dict of {', '.join(map(str, output))}"
-    return f"a {type(output).__name__}"
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 from torch import Tensor
 
@@ -159,10 +160,18 @@ class Explanation:
     def _file(self, path: Path, row: int) -> Path:
         if path.suffix and not path.is_dir():
             return path if len(self) == 1 else path.with_name(f"{path.stem}_{row}{path.suffix}")
-        stems = [Path(name).stem.replace(" ", "_") or "picture" for name in self.name]
+        stems = [_stem(name).replace(" ", "_") or "picture" for name in self.name]
         number = f"_{row}" if stems.count(stems[row]) > 1 else ""
         return path / f"{stems[row]}_{self.method}{number}.png"
 
     def _repr_png_(self) -> bytes:
         """Shows itself in a notebook: the overlays side by side (the first eight)."""
         return render.png(render.row([self._overlay(row, "input") for row in range(min(len(self), 8))]))
+
+
+def _stem(name: str) -> str:
+    """What a file is called after: the last part of a path or URL, without its ending."""
+    if "://" not in name:
+        return Path(name).stem
+    parts = urlsplit(name)
+    return PurePosixPath(parts.path).stem or parts.netloc.replace(":", "_")

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
-import io
 import os
-import struct
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from timm.data import create_transform
 from torch import Tensor, nn
 
 from interp_zoo.explain.anatomy import model_dtype
 from interp_zoo.explain.data_config import input_of
-from interp_zoo.told import warn
+from interp_zoo.explain.decoding import decode, download, from_array, is_url, open_picture, upright
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
-# What Pillow raises on files that are broken; its plugins are not of one mind.
-_PILLOW_RAISES = (ValueError, RuntimeError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-_Unreadable = (OSError, Image.DecompressionBombError, SyntaxError)
-_SCHEMES = ("http://", "https://")
-_URL_TIMEOUT_S, _URL_TOTAL_S = 20, 120
-_URL_LIMIT_BYTES = 64 * 2**20
 
 
 @dataclass
@@ -89,11 +77,22 @@ class Preprocess:
 
     def picture(self, image: Image.Image, name: str) -> Picture:
         """A PIL image, resized and cropped as the model's transform does it."""
-        original = upright(image)
+        original = image if image.mode == "RGB" and not image.info else upright(image)
+        self._check_size(original.size)
         cropped = self._geometry(original)
         array = torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
         pixels = array.to(self.dtype) / 255
         return Picture(self._as_channels(pixels), name, original)
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        """Raises OSError for what is so long that, resized by its shorter side, it would have too many pixels."""
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is None or self._transform["crop_mode"] == "squash":
+            return
+        short, long = min(size), max(size)
+        resized = max(self.size) / self._transform["crop_pct"]
+        if resized**2 * long / short > limit:
+            raise OSError(f"{size[0]} x {size[1]} pixels are too long to be resized: cut the picture")
 
     def tensor(self, x: Tensor, name: str) -> Picture:
         """A float tensor (channels, H, W), already normalised: taken as it is, no resizing."""
@@ -136,23 +135,6 @@ class Preprocess:
         return grey.repeat(self.channels, 1, 1)
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """An image as RGB, turned as its EXIF says; transparency on white, 16 bit scaled to 8."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        values = np.asarray(image)
-        image = Image.fromarray(np.clip(values * (255 if values.max(initial=0) <= 1 else 1), 0, 255).astype(np.uint8))
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float64)
-        peak = 65535 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255
-        image = Image.fromarray(np.clip(values / peak * 255, 0, 255).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
 def is_many(img: Any) -> bool:
     """Whether the user gave several pictures (a list, a batch, a folder), not one."""
     if isinstance(img, str | os.PathLike):
@@ -175,14 +157,15 @@ def load(img: Any, preprocess: Preprocess) -> tuple[list[Picture | None], dict[s
         raise ValueError(f"`img` holds no picture: {_no_picture(img)}")
     pictures: list[Picture | None] = []
     failed: dict[str, str] = {}
+    path = parts[0] if len(parts) == 1 and isinstance(parts[0], str | os.PathLike) else None
+    if path is not None and not is_url(str(path)) and not os.path.exists(path):
+        raise not_there(path)
     for number, part in enumerate(parts):
         try:
             pictures.append(_load_one(part, number, preprocess))
-        except _Unreadable as error:
-            if len(parts) == 1 and isinstance(error, FileNotFoundError):
-                raise not_there(part) from None
+        except OSError as error:
             pictures.append(None)
-            failed[_name(part, number)] = _why(error)
+            failed[_name(part, number)] = str(error)
     if not any(pictures):
         name, why = next(iter(failed.items()))
         more = f" (and {len(parts) - 1} more)" if len(parts) > 1 else ""
@@ -222,17 +205,17 @@ def _load_one(part: Any, number: int, preprocess: Preprocess) -> Picture:
             )
         return preprocess.tensor(part, name)
     if isinstance(part, Tensor):
-        return preprocess.picture(_from_array(_channels_last(part.detach().cpu().numpy(), name), name), name)
+        return preprocess.picture(from_array(_channels_last(part.detach().cpu().numpy(), name), name), name)
     if isinstance(part, np.ndarray):
-        return preprocess.picture(_from_array(part, name), name)
+        return preprocess.picture(from_array(part, name), name)
     if isinstance(part, Image.Image):
         if not all(part.size):
             raise ValueError(f"`img` {name} is an image of size {part.size}, without pixels")
-        return preprocess.picture(_decoded(part), name)
+        return preprocess.picture(decode(part), name)
     if isinstance(part, str) and is_url(part):
-        return preprocess.picture(_open(io.BytesIO(_download(part)), name), name)
+        return preprocess.picture(open_picture(download(part), name), name)
     if isinstance(part, str | os.PathLike):
-        return preprocess.picture(_open(part, name), name)
+        return preprocess.picture(open_picture(part, name), name)
     raise TypeError(
         "`img` must be a path, URL, PIL image, numpy array, tensor, folder or a list of these, "
         f"not {type(part).__name__}"
@@ -246,106 +229,10 @@ def _name(part: Any, number: int) -> str:
     return str(getattr(part, "filename", "") or f"picture {number}")
 
 
-def _open(file: Any, name: str) -> Image.Image:
-    try:
-        image = Image.open(file)
-    except _PILLOW_RAISES as error:
-        raise OSError(str(error)) from error
-    with image:
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1:
-            warn(f'`img` "{name}" has {frames} frames: the first is explained')
-        return _decoded(image).copy()
-
-
-def _decoded(image: Image.Image) -> Image.Image:
-    """The image with its pixels read: a truncated file fails here, not later."""
-    try:
-        image.load()
-    except _PILLOW_RAISES as error:
-        raise OSError(str(error)) from error
-    return image
-
-
-def _from_array(array: np.ndarray[Any, Any], name: str) -> Image.Image:
-    """An RGB or grey array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4): uint8, or float in [0, 1]."""
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if not array.size or (array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4))):
-        raise ValueError(f"`img` {name} is an array of shape {array.shape}, but must be (H, W) or (H, W, 3), RGB")
-    if array.dtype == np.uint8:
-        return Image.fromarray(np.ascontiguousarray(array))
-    if array.dtype == np.bool_:
-        return Image.fromarray(array.astype(np.uint8) * 255)
-    if np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all():
-            raise ValueError(f"`img` {name} holds NaN or infinite values: clean it before it is explained")
-        if array.min() < 0 or array.max() > 1:
-            raise ValueError(
-                f"`img` {name} is a float array from {array.min():.3g} to {array.max():.3g}, but must be in [0, 1] "
-                "(give uint8 for 0 to 255, or a float tensor for what is already normalised)"
-            )
-        return Image.fromarray((array * 255).round().astype(np.uint8))
-    raise TypeError(f"`img` {name} is an array of {array.dtype}, but must be uint8, or float in [0, 1]")
-
-
 def _channels_last(array: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
     if array.ndim != 3 or array.shape[0] not in (1, 3, 4):
         raise ValueError(f"`img` {name} is an integer tensor of shape {array.shape}, but must be (C, H, W), RGB, uint8")
     return array.transpose(1, 2, 0)
-
-
-def is_url(text: str) -> bool:
-    """Whether a text is a URL, of whatever scheme, not a path."""
-    return "://" in text
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https alone: the handler that comes with Python follows those to ftp, too."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        if not newurl.lower().startswith(_SCHEMES):
-            raise urllib.error.URLError("it redirects to what is no http or https URL")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-_OPENER = urllib.request.build_opener(_Redirects)
-
-
-def _read(answer: Any) -> bytes:
-    """What comes within the limits of size and time (a server may send a byte a second, each within its timeout)."""
-    data, end = bytearray(), time.monotonic() + _URL_TOTAL_S
-    while len(data) <= _URL_LIMIT_BYTES and (part := answer.read1(2**16)):
-        data += part
-        if time.monotonic() > end:
-            raise OSError(f"no whole answer in {_URL_TOTAL_S} s")
-    return bytes(data)
-
-
-def _download(url: str) -> bytes:
-    if not url.lower().startswith(_SCHEMES):
-        raise ValueError(f'`img` "{url}" is no http or https URL')
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "interp_zoo"})
-        with _OPENER.open(request, timeout=_URL_TIMEOUT_S) as answer:
-            data = _read(answer)
-    except urllib.error.URLError as error:
-        raise OSError(f"no answer ({error.reason})") from None
-    except (http.client.HTTPException, ValueError) as error:
-        raise OSError(f"no answer ({error})") from None
-    if len(data) > _URL_LIMIT_BYTES:
-        raise OSError(f"larger than {_URL_LIMIT_BYTES // 2**20} MiB")
-    return data
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "does not exist"
-    if isinstance(error, UnidentifiedImageError):
-        return "no picture format that Pillow knows"
-    return str(error) or type(error).__name__
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Tensor:

@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import difflib
 from functools import lru_cache
+from typing import Any
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from interp_zoo.explain.wrappers import networks
+from interp_zoo.explain.wrappers import hugging_face, networks
 
 
 class Labels:
     """A model's class names: those of its `pretrained_cfg`, of Hugging Face's config, or of the timm network in it.
 
-    Else those of the ImageNet subset of that many classes that timm knows.
+    Else those of the ImageNet subset of that many classes that timm knows. A network within a module of the user's may
+    have another head than that module: how many classes there are, its logits tell (see `check`).
 
     Attributes:
         classes: how many classes the model says it has; 0 if it does not say.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        classes = _classes(model)
-        self.classes = 2 if classes == 1 else classes  # one logit: no and yes
-        self._names = _names(model, self.classes)
+        its = hugging_face(model)
+        network = next(iter(networks(model)), None)
+        classes = _classes(model, its, network)
+        self._names = _names(its, network or model, 2 if classes == 1 else classes)
+        sure = model in (its, network) or network is None
+        self.classes = 0 if not sure else 2 if classes == 1 else classes  # one logit: no and yes
+        self._by_name = False
 
     def check(self, classes: int) -> None:
-        """Forgets names that are of another number of classes than the model has: those of a backbone in it."""
-        if classes != self.classes:
-            self.classes, self._names = classes, ()
+        """Forgets names that are of another number of classes than the model has.
+
+        Raises:
+            ValueError: if a target was given by such a name.
+        """
+        if self._names and len(self._names) != classes:
+            if self._by_name:
+                raise ValueError(
+                    f"`target` is a label of {len(self._names)} classes, but the model has {classes}: give indices"
+                )
+            self._names = ()
+        self.classes = classes
 
     def name(self, index: int) -> str:
         """The first of a class' names ("tabby"), or "class 7" where the model's classes have no known names."""
@@ -40,6 +55,7 @@ class Labels:
         Raises:
             ValueError: if the model's classes have no known names, or none or several fit.
         """
+        self._by_name = True
         if not self._names:
             raise ValueError(
                 f'`target` is "{label}", but this model\'s classes have no known names: give a class index'
@@ -61,28 +77,28 @@ class Labels:
         raise ValueError(f'`target` "{label}" is no class of this model: {hint}')
 
 
-def _classes(model: nn.Module) -> int:
-    """How many logits the model gives: its classifier's (which users replace), else what it says, else 0."""
-    told = getattr(getattr(model, "config", None), "num_labels", None)  # Hugging Face's
-    if isinstance(told, int):
-        return told
-    network = next(iter(networks(model)), model)
+def _classes(model: nn.Module, its: nn.Module | None, network: nn.Module | None) -> int:
+    """How many logits a model gives: its classifier's (which users replace), else what it says, else 0."""
+    if its is not None:
+        told: Any = its.config.num_labels  # type: ignore[union-attr]
+        return told if isinstance(told, int) else 0
+    network = network or model
     get = getattr(network, "get_classifier", None)
     out = getattr(get() if callable(get) else None, "out_features", None)
     told = out if isinstance(out, int) else getattr(network, "num_classes", 0)
     return told if isinstance(told, int) else 0
 
 
-def _names(model: nn.Module, classes: int) -> tuple[str, ...]:
-    texts = getattr(getattr(model, "config", None), "id2label", None)
+def _names(its: nn.Module | None, network: nn.Module, classes: int) -> tuple[str, ...]:
+    texts = getattr(getattr(its, "config", None), "id2label", None)
     if isinstance(texts, dict) and set(texts) == set(range(classes)):
-        if not all(text == f"LABEL_{i}" for i, text in texts.items()):  # what stands there where nobody named them
-            return tuple(str(texts[i]) for i in range(classes))
-        return ()
-    cfg = getattr(next(iter(networks(model)), model), "pretrained_cfg", None) or {}
-    names, texts = cfg.get("label_names"), cfg.get("label_descriptions") or {}
+        if all(text == f"LABEL_{i}" for i, text in texts.items()):  # what stands there where nobody named them
+            return ()
+        return tuple(str(texts[i]) for i in range(classes))
+    cfg = getattr(network, "pretrained_cfg", None) or {}
+    names, described = cfg.get("label_names"), cfg.get("label_descriptions") or {}
     if names and len(names) == classes:
-        return tuple(texts.get(n, n) for n in names)
+        return tuple(described.get(n, n) for n in names)
     subset = infer_imagenet_subset({"num_classes": classes})
     return _imagenet(subset) if subset else ()
 

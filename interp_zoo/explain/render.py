@@ -74,7 +74,13 @@ def format_of(path: Path) -> str | None:
     """Pillow's name of the picture format that a file's ending stands for, None if it writes none such."""
     Image.init()
     found = Image.registered_extensions().get(path.suffix.lower())
-    return found if found in Image.SAVE else None
+    if found not in Image.SAVE:
+        return None
+    try:
+        Image.new("RGB", (8, 8)).save(io.BytesIO(), found)
+    except (OSError, ValueError):  # it has no colours, or needs what is not installed
+        return None
+    return found
 
 
 def row(images: Sequence[Image.Image]) -> Image.Image:

@@ -6,7 +6,6 @@ Of the map, JSON holds `raw`: `saliency` follows from it. Reading runs no code f
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,14 @@ if TYPE_CHECKING:
     from interp_zoo.explain.explanation import Explanation
 
 ENDINGS = (".npz", ".json")
-_NUMBERS = ("target", "probability", "masked_probability", "picture")  # one a row
+_NUMBERS = {  # one a row
+    "target": torch.int64,
+    "probability": torch.float32,
+    "masked_probability": torch.float32,
+    "picture": torch.int64,
+}
+_COST = {"forward", "backward", "tail", "seconds"}
+_LARGEST = 2**33  # bytes, unpacked: what claims to be larger is not read
 _FORMAT = "interp_zoo explanation 1"
 
 
@@ -78,15 +84,17 @@ def read(file: Path) -> dict[str, Any]:
     if file.suffix.lower() not in readers:
         raise ValueError(f'`path` "{file}" must end in {" or ".join(ENDINGS)}: pictures cannot be read back')
     try:
-        found = readers[file.suffix.lower()](file)
-        return _fields(found)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, zipfile.BadZipFile, EOFError) as error:
+        return _fields(readers[file.suffix.lower()](file))
+    except Exception as error:  # zip, zlib, numpy and json each raise their own on broken files
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f'`path` "{file}" holds no explanation: {why}') from None
 
 
 def _read_npz(file: Path) -> dict[str, Any]:
     with file.open("rb") as open_file, np.load(open_file, allow_pickle=False) as found:
+        declared = sum(entry.file_size for entry in found.zip.infolist())
+        if declared > _LARGEST:
+            raise ValueError(f"it is {declared:,} bytes large when it is unpacked, more than {_LARGEST:,}")
         facts: dict[str, Any] = json.loads(str(found["facts"]))
         keys = {*_NUMBERS, "raw", "saliency", "pixels"} & set(found.files)
         return facts | {key: torch.from_numpy(found[key]) for key in keys}
@@ -94,27 +102,49 @@ def _read_npz(file: Path) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    for key in (*_NUMBERS, "raw"):
-        kind = torch.int64 if key in ("target", "picture") else torch.float32
+    for key, kind in {**_NUMBERS, "raw": torch.float32}.items():
         found[key] = torch.tensor(_with_nan(found[key]), dtype=kind)
     return found
 
 
 def _fields(found: Mapping[str, Any]) -> dict[str, Any]:
     """Checked, and with `saliency` where it is to be made."""
-    if found["format"] != _FORMAT:
-        raise ValueError(f'its format is "{found["format"]}", not "{_FORMAT}"')
-    raw: Tensor = found["raw"]
-    n = len(raw)
-    if raw.ndim != 3 or any(len(found[key]) != n for key in (*_NUMBERS, "label", "name")):
-        raise ValueError("its parts are not of one length")
+    _must(found["format"] == _FORMAT, f'its format is not "{_FORMAT}"')
+    raw, n = found["raw"], len(found["raw"])
+    _must(raw.ndim == 3 and raw.dtype == torch.float32 and raw.numel() > 0, "its raw maps are no float32 (N, h, w)")
+    for key, kind in _NUMBERS.items():
+        _must(found[key].shape == (n,) and found[key].dtype == kind, f"{key} is no {kind} of {n} numbers")
+    for key in ("label", "name"):
+        _must(_are_texts(found[key]) and len(found[key]) == n, f"{key} is no list of {n} texts")
+    _must(_are_texts([found["method"], found["layer"]]), "method or layer is no text")
+    skipped, cost = found["skipped"], found["cost"]
+    _must(isinstance(skipped, dict) and _are_texts([*skipped, *skipped.values()]), "skipped is no object of texts")
+    _must(set(cost) == _COST and all(isinstance(v, int | float) for v in cost.values()), f"cost is not {sorted(_COST)}")
     height, width = found["size"]
-    finite = raw.isfinite().all(2).all(1)[:, None, None]
-    made = masking.minmax(masking.up(torch.where(finite, raw, 0).relu(), (int(height), int(width))))
-    fields = {key: found[key] for key in ("raw", "label", "name", "method", "layer", "cost", "skipped", *_NUMBERS)}
+    right = all(type(length) is int and 0 < length <= 2**15 for length in (height, width))
+    _must(right and n * height * width * 4 <= _LARGEST, f"its size is {height} x {width}")
+    saliency = found.get("saliency")
+    if saliency is None:
+        finite = raw.isfinite().all(2).all(1)[:, None, None]
+        saliency = masking.minmax(masking.up(torch.where(finite, raw, 0).relu(), (height, width)))
+    _must(saliency.shape == (n, height, width) and saliency.dtype == torch.float32, "saliency is no float32 (N, H, W)")
+    _must(bool(((saliency >= 0) & (saliency <= 1)).all()), "saliency is not in [0, 1]")
     pixels = found.get("pixels")
-    pictures = () if pixels is None else tuple(Picture(x, name) for x, name in zip(pixels, found["name"], strict=True))
-    return fields | {"saliency": found.get("saliency", made), "_pictures": pictures}
+    if pixels is not None:
+        right = pixels.ndim == 4 and len(pixels) == n and pixels.shape[2:] == (height, width)
+        _must(right and pixels.dtype == torch.float32, "its pixels are no float32 (N, channels, H, W)")
+    pictures = () if pixels is None else tuple(map(Picture, pixels, found["name"]))
+    fields = {key: found[key] for key in ("raw", "label", "name", "method", "layer", "cost", "skipped", *_NUMBERS)}
+    return fields | {"saliency": saliency, "_pictures": pictures}
+
+
+def _must(right: bool, what: str) -> None:
+    if not right:
+        raise ValueError(what)
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(v, str) for v in values)
 
 
 def _plain(tensor: Tensor) -> Any:

@@ -6,8 +6,6 @@ normalisation before it) is part of the model, and is asked through the timm net
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from timm.utils import ModelEma, ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
@@ -24,8 +22,6 @@ _TRANSPARENT = (
     AveragedModel,
 )
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.quantizable")
-# What a module that normalises pictures calls what it subtracts, and what it divides by.
-_NORMALISING = (("mean", "std"), ("pixel_mean", "pixel_std"), ("image_mean", "image_std"))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -85,37 +81,31 @@ _GATHER = "load its full state dict into a model of its own on one device, and g
 
 def networks(model: nn.Module) -> list[nn.Module]:
     """The timm networks in a model, none within another: what has a `pretrained_cfg`, maybe the model itself."""
-    if _cfg(model):
+    model = unwrapped(model)
+    if getattr(model, "pretrained_cfg", None):
         return [model]
     return [network for child in model.children() for network in networks(child)]
 
 
-def _cfg(model: nn.Module) -> Any:
-    return getattr(model, "pretrained_cfg", None)
+def hugging_face(model: nn.Module) -> nn.Module | None:
+    """The outermost of Hugging Face's classifiers in a model, maybe the model itself."""
+    config = getattr(unwrapped(model), "config", None)
+    if isinstance(getattr(config, "model_type", None), str) and hasattr(config, "num_labels"):
+        return model
+    return next((found for child in model.children() if (found := hugging_face(child)) is not None), None)
 
 
-def normalises(model: nn.Module) -> bool:
-    """Whether a model of the user's subtracts the mean itself, in a module around or before the timm network."""
-    inside = {module for network in networks(model) for module in network.modules()}
-    for module in model.modules():
-        if module in inside:
-            continue
-        for mean, std in _NORMALISING:
-            if _is_per_channel(getattr(module, mean, None)) and _is_per_channel(getattr(module, std, None)):
-                return True
-    return False
-
-
-def _is_per_channel(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() in (1, 3)
-    return isinstance(value, list | tuple) and len(value) in (1, 3) and all(isinstance(v, float) for v in value)
-
-
-def warn_of_probabilities(logits: Tensor) -> None:
+def warn_of_probabilities(logits: Tensor, *, multi_label: bool) -> None:
     """Warns where what a model returns are probabilities (B, classes), not logits."""
-    if logits.shape[1] > 1 and bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
+    if logits.shape[1] == 1 or not bool(((logits >= 0) & (logits <= 1)).all()):
+        return
+    if bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
         warn(
             "`model` seems to end in a softmax (its outputs sum to 1): explanations are of logits, which gradients of "
             "probabilities flatten; give the model without its softmax"
+        )
+    elif multi_label:
+        warn(
+            "`model` seems to end in a sigmoid (its outputs are in [0, 1]), and `multi_label` applies another: "
+            "give the model without its sigmoid"
         )

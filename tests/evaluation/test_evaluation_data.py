@@ -101,7 +101,7 @@ def test_what_training_has_held_out(tmp_path: Path) -> None:
     data = open_data(root, held=0.2)
     assert data.chosen == splits.val_indices
     assert len(data.chosen) == 6
-    assert data.about.endswith("6 of the pictures that --hold-out 0.2 leaves out of training")
+    assert data.about.endswith("6 of those pictures that training on them with --hold-out 0.2 leaves out")
     assert open_data(root, limit=2, held=0.2).chosen == [splits.val_indices[i] for i in (0, 3)]
     with pytest.raises(ValueError, match=r"`hold_out` is 1\.5, but must be between"):
         _ = open_data(root, held=1.5).chosen

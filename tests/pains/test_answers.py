@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import pickle
-import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line, lively, texture
+from conftest import lively, texture
 from torch import Tensor, nn
 
 import interp_zoo
-from interp_zoo import Explanation
 
 pytestmark = pytest.mark.filterwarnings("ignore:map .* is blank")  # what an untrained network says of some classes
 
@@ -142,131 +136,3 @@ def test_methods_that_draw_have_a_seed(method: str, tiny_cnn: nn.Module, batch: 
     if method != "opticam":  # which draws nothing
         other = interp_zoo.explain(tiny_cnn, batch, method, target=3, seed=1, **options)
         assert not torch.equal(other.saliency, one.saliency)
-
-
-# --- files ---
-
-
-@pytest.fixture
-def exp(tiny_cnn: nn.Module) -> Explanation:
-    return interp_zoo.explain(tiny_cnn, [texture(), texture((90, 60), 1)], "hirescam", target=[[1, 3], [2]])
-
-
-@pytest.mark.parametrize("ending", [".npz", ".json"])
-def test_saved_and_read_back(ending: str, exp: Explanation, tmp_path: Path) -> None:
-    file = tmp_path / "new" / f"it{ending}"
-    assert exp.save(file) == [file]
-    back = Explanation.load(file)
-    for name in ("saliency", "raw", "target", "probability", "masked_probability", "picture"):
-        assert torch.equal(getattr(back, name), getattr(exp, name)), name
-        assert getattr(back, name).dtype == getattr(exp, name).dtype
-    for name in ("label", "name", "method", "layer", "cost", "skipped"):
-        assert getattr(back, name) == getattr(exp, name)
-    assert repr(back) == repr(exp)
-    assert not list(tmp_path.glob("new/.*"))  # no half-written file stays
-    if ending == ".npz":
-        images: Any
-        wanted: Any
-        images, wanted = back.overlay(), exp.overlay()
-        assert all(np.array_equal(a, b) for a, b in zip(images, wanted, strict=True))
-        back.save(tmp_path / "again.png")
-    else:
-        with pytest.raises(ValueError, match=r"read from JSON, which holds no pictures: save it as \.npz") as error:
-            back.overlay()
-        assert_one_line(error.value)
-
-
-@pytest.mark.parametrize("ending", [".npz", ".json", ".png"])
-def test_an_interrupted_save_leaves_what_was_there(
-    ending: str, exp: Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(_self: Path, _target: Path) -> Path:
-        raise KeyboardInterrupt
-
-    (file, *_) = exp.save(tmp_path / f"it{ending}")
-    before = file.read_bytes()
-    monkeypatch.setattr(Path, "replace", interrupted)  # the last moment: all is written, beside the old file
-    with pytest.raises(KeyboardInterrupt):
-        interp_zoo.explain(lively("test_resnet", num_classes=10), texture(), "fakecam").save(file)
-    assert file.read_bytes() == before
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_json_holds_what_json_cannot(tiny_cnn: nn.Module, batch: Tensor, tmp_path: Path) -> None:
-    with torch.no_grad():
-        tiny_cnn.fc.bias.fill_(torch.nan)  # type: ignore[operator, union-attr]
-    exp = interp_zoo.explain(tiny_cnn, batch, "gradcam", target=3)
-    assert exp.raw.isnan().all()
-    exp.save(tmp_path / "it.json")
-    json.loads((tmp_path / "it.json").read_text(), parse_constant=lambda c: pytest.fail(c))  # no NaN, which is no JSON
-    back = Explanation.load(tmp_path / "it.json")
-    assert back.raw.isnan().all()
-    assert back.probability.isnan().all()
-    assert torch.equal(back.saliency, exp.saliency)
-
-
-def test_an_explanation_may_be_pickled(exp: Explanation) -> None:
-    """By processes that hand it on, not by us: `load` unpickles nothing."""
-    back = pickle.loads(pickle.dumps(exp))
-    assert torch.equal(back.saliency, exp.saliency)
-    one: Any
-    other: Any
-    one, other = back.overlay(on="original"), exp.overlay(on="original")
-    assert np.array_equal(one[1], other[1])
-
-
-def broken(kind: str, good: Path, folder: Path) -> Path:
-    file = folder / f"bad{'.json' if kind.startswith('json') else '.npz'}"
-    if kind == "pickled":
-        with np.load(good) as found:
-            np.savez(file, **{**found, "raw": np.array([object()], dtype=object)})
-    elif kind == "cut off":
-        file.write_bytes(good.read_bytes()[:-200])
-    elif kind == "without numbers":
-        with np.load(good) as found:
-            np.savez(file, facts=found["facts"], raw=found["raw"])
-    elif kind == "another zip":
-        with zipfile.ZipFile(file, "w") as other:
-            other.writestr("hello", "world")
-    elif kind == "json list":
-        file.write_text("[]")
-    elif kind == "json format":
-        file.write_text('{"format": "something else"}')
-    elif kind == "json, lengths":
-        found = json.loads(good.with_suffix(".json").read_text())
-        file.write_text(json.dumps(found | {"label": []}))
-    else:
-        file.write_bytes(b"\xff\xfe no text")
-    return file
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "pickled",
-        "cut off",
-        "without numbers",
-        "another zip",
-        "json list",
-        "json format",
-        "json, lengths",
-        "json bytes",
-    ],
-)
-def test_files_that_hold_none(kind: str, exp: Explanation, tmp_path: Path) -> None:
-    for ending in (".npz", ".json"):
-        exp.save(tmp_path / f"good{ending}")
-    file = broken(kind, tmp_path / "good.npz", tmp_path)
-    with pytest.raises(ValueError, match=r'^`path` ".*bad.*" holds no explanation: ') as error:
-        Explanation.load(file)
-    assert_one_line(error.value)
-
-
-def test_paths_that_cannot_be(exp: Explanation, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        Explanation.load(tmp_path / "none.npz")
-    exp.save(tmp_path)
-    with pytest.raises(ValueError, match=r"must end in \.npz or \.json: pictures cannot be read back"):
-        Explanation.load(next(tmp_path.glob("*.png")))
-    with pytest.raises(ValueError, match=r"end it in \.png, \.npz or \.json"):
-        exp.save(tmp_path / "it.xyz")

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import nn
 
 import interp_zoo
-from interp_zoo.explain import inputs
+from interp_zoo.explain import decoding
 from interp_zoo.explain.inputs import Preprocess, load
 from interp_zoo.models.loading import create
 
@@ -214,10 +214,10 @@ def test_redirects_to_other_than_http(to: str, site: str, tiny_cnn: nn.Module) -
 
 
 def test_servers_that_never_end(site: str, tiny_cnn: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "_URL_TOTAL_S", 0.3)
+    monkeypatch.setattr(decoding, "_URL_TOTAL_S", 0.3)
     with pytest.raises(ValueError, match=r"cannot be read: no whole answer in 0\.3 s"):
         interp_zoo.explain(tiny_cnn, f"{site}/drip", "gradcam")
-    monkeypatch.setattr(inputs, "_URL_TOTAL_S", 60)
+    monkeypatch.setattr(decoding, "_URL_TOTAL_S", 60)
     with pytest.raises(ValueError, match="cannot be read: larger than 64 MiB"):
         interp_zoo.explain(tiny_cnn, f"{site}/pour", "gradcam")
 
