@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
-COLUMNS = {"average_gain": 3, "insertion": 4, "deletion": 5}
+COLUMNS = {"average_gain": 3, "insertion": 4, "deletion": 5, "randomization": 6}
 
 
 @pytest.mark.usefixtures("demo")
@@ -30,6 +30,7 @@ def test_its_figures_are_the_reality_checks() -> None:
     assert len(told) >= 5
     for row in told:
         its = measured[row[1].strip("`")]
+        assert row[2] == " + ".join(f"{round(its[kind], 1):g}" for kind in ("forward", "backward", "tail"))
         for name, column in COLUMNS.items():
             assert f"{its['metrics'][name]['mean']:.1f}" == row[column], (row[1], name)
 

@@ -102,7 +102,8 @@ def open_picture(file: Any, name: str) -> Image.Image:
     with _readable():
         image = Image.open(file)
     with image:
-        frames = getattr(image, "n_frames", 1)
+        with _readable():
+            frames = getattr(image, "n_frames", 1)
         if frames > 1:
             warn(f'`img` "{name}" has {frames} frames: the first is explained')
         return decode(image)

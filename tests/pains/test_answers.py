@@ -93,6 +93,12 @@ def test_pain_18_models_that_end_in_a_softmax_are_told(tiny_cnn: nn.Module, batc
     interp_zoo.explain(tiny_cnn, batch, "gradcam")  # which is no warning
 
 
+def test_models_that_end_in_sigmoids_are_told(tiny_cnn: nn.Module, batch: Tensor) -> None:
+    model = nn.Sequential(tiny_cnn, nn.Sigmoid()).eval()
+    with pytest.warns(UserWarning, match="seems to end in a sigmoid"):
+        interp_zoo.explain(model, batch, "gradcam", multi_label=True)
+
+
 WAYS: dict[str, Callable[[nn.Module, Tensor], object]] = {
     "explain": lambda model, x: interp_zoo.explain(model, x, "gradcam"),
     "Explainer": lambda model, x: interp_zoo.Explainer(model, "gradcam")(x),

@@ -61,6 +61,12 @@ def test_mutated_pictures(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyP
         file = io.BytesIO()
         texture((16, 24)).save(file, kind)
         good.append(file.getvalue())
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 72.0
+    for kind in ("PNG", "JPEG", "WEBP", "TIFF"):
+        file = io.BytesIO()
+        texture((16, 24)).save(file, kind, exif=exif)
+        good.append(file.getvalue())
     read = 0
     path = tmp_path / "it.png"
     with warnings.catch_warnings():
@@ -110,6 +116,17 @@ def test_headers_of_safetensors(header: bytes, tmp_path: Path) -> None:
         create("test_resnet", checkpoint=path)
     assert_one_line(error.value)
     assert time.monotonic() - before < 5
+
+
+def test_exif_that_pillow_stumbles_over(tiny_cnn: nn.Module, tmp_path: Path) -> None:
+    """A text where a resolution should be: the picture is none the worse for it."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 72.0
+    broken = bytearray(exif.tobytes())
+    at = broken.index(struct.pack("<HH", 0x011A, 5)) if broken[6:8] == b"II" else broken.index(b"\x01\x1a\x00\x05")
+    broken[at : at + 4] = broken[at : at + 4].replace(b"\x05", b"\x02")
+    texture().save(tmp_path / "it.jpg", exif=bytes(broken))
+    assert interp_zoo.explain(tiny_cnn, tmp_path / "it.jpg", "fakecam").saliency.shape == (1, 160, 160)
 
 
 def test_pickles_are_not_run(tmp_path: Path) -> None:
