@@ -47,7 +47,10 @@ def input_of(model: nn.Module, data_config: Mapping[str, Any] | None = None) -> 
     network = found[0] if found else model
     channels = config["input_size"][0] if "input_size" in given else _channels(network, config["input_size"][0])
     if "input_size" not in given:
-        config["input_size"] = (channels, *_size(network, hugging_face(model), config["input_size"][1:]))
+        config["input_size"] = (
+            channels,
+            *_size(network, None if found else hugging_face(model), config["input_size"][1:]),
+        )
     takes = f"but the model takes {_channels(network, channels)} channels"
     if channels != _channels(network, channels):
         raise ValueError(f"`data_config` has {channels} channel{'s' * (channels != 1)}, {takes}")

@@ -23,8 +23,8 @@ class Labels:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        its = hugging_face(model)
         network = next(iter(networks(model)), None)
+        its = None if network is model else hugging_face(model)
         classes = _classes(model, its, network)
         self._names = _names(its, network or model, 2 if classes == 1 else classes)
         sure = model in (its, network) or network is None
