@@ -158,12 +158,13 @@ def test_pain_23_memory_that_runs_out_halves_the_batch(method: str, error: str, 
 @pytest.mark.filterwarnings("ignore:memory ran out")
 @pytest.mark.parametrize("method", ["opticam", "smoothgrad", "occlusion", "integrated_gradients"])
 def test_pain_23_methods_of_many_passes(method: str, batch: Tensor) -> None:
-    options: dict[str, Any] = {
+    every: dict[str, dict[str, Any]] = {
         "opticam": {"iterations": 2},
         "smoothgrad": {"n": 5},
         "occlusion": {"window": 0.5, "stride": 0.25},
         "integrated_gradients": {"steps": 5},
-    }[method]
+    }
+    options = every[method]
     targets = [[1, 2], [3, 4], [5, 6]]
     want = interp_zoo.explain(lively("test_resnet", num_classes=10), batch, method, target=targets, **options)
     model = lively("test_resnet", num_classes=10)
