@@ -187,7 +187,7 @@ def test_unknown_options(name: str, options: dict[str, Any], match: str, tiny_vi
 
 
 def test_compare_takes_no_options(tiny_vit: nn.Module, picture: Tensor) -> None:
-    with pytest.raises(TypeError, match="compare has no argument `iterations`; it takes amp, batch_size, device"):
+    with pytest.raises(TypeError, match="compare has no argument `iterations`; it takes amp, batch_size, data_config"):
         compare(tiny_vit, picture, ["opticam"], iterations=5)
 
 

@@ -67,7 +67,12 @@ def rss() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory off /proc")
 def test_a_soak(tmp_path: Path) -> None:
     rng = random.Random(0)
-    models = [lively(name, num_classes=10) for name in ("test_resnet", "test_vit", "test_efficientnet")]
+    small: dict[str, Any] = {"pretrained_cfg_overlay": {"input_size": (3, 64, 64)}}
+    models = [
+        lively("test_resnet", num_classes=10, **small),
+        lively("test_vit", num_classes=10, img_size=64),
+        lively("test_efficientnet", num_classes=10, **small),
+    ]
     models[0].train()
     for model in models:
         interp_zoo.explain(model, texture(), "gradcam")  # finds the cut, for which memory must do

@@ -94,15 +94,18 @@ def test_pain_11_distributed_data_parallel(tiny_cnn: nn.Module, batch: Tensor) -
     assert all(p.grad is not None for p in tiny_cnn.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:FSDP is switching")  # for want of a second process
 @pytest.mark.usefixtures("process_group")
 def test_pain_11_sharded_models_say_so(tiny_cnn: nn.Module, batch: Tensor) -> None:
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
+    wrapped = FullyShardedDataParallel(copy.deepcopy(tiny_cnn), device_id=torch.device("cpu"))
     fully_shard(tiny_cnn, mesh=init_device_mesh("cpu", (1,)))
-    with pytest.raises(ValueError, match="`model` is sharded") as error:
-        interp_zoo.explain(tiny_cnn, batch, "gradcam")
-    assert_one_line(error.value)
+    for model in (wrapped, tiny_cnn):
+        with pytest.raises(ValueError, match=r"`model` is sharded .*load its full state dict") as error:
+            interp_zoo.explain(model, batch, "gradcam")
+        assert_one_line(error.value)
 
 
 def test_pain_19_what_is_without_values_or_gradients(tiny_vit: nn.Module, batch: Tensor) -> None:
