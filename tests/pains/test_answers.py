@@ -115,8 +115,8 @@ def test_warnings_point_at_the_users_line(way: str, tiny_cnn: nn.Module, batch: 
     assert {warning.filename for warning in told} == {__file__}
 
 
-def test_pain_18_each_method_says_what_it_explains(tiny_cnn: nn.Module, batch: Tensor) -> None:
-    """The logit: scaling all logits, which changes probabilities, changes no normalised map."""
+def test_pain_18_the_logit_is_explained(tiny_cnn: nn.Module, batch: Tensor) -> None:
+    """Grad-CAM the logit: scaling all logits, which changes probabilities, changes no normalised map."""
 
     class Scaled(nn.Module):
         def __init__(self, net: nn.Module) -> None:
