@@ -4,7 +4,8 @@
 
 writes interp_zoo/models/weights/NAME.safetensors, NAME being the architecture, its floating-point tensors of 16 bit;
 and beside it NAME.example.safetensors, two pictures and what the network makes of them, by which a test tells whether
-it is still the same network. A CA-Stream's backbone is left out where the package carries the very same weights.
+it is still the same network. A CA-Stream's backbone is left out where the package, or the demo's, has the very same
+weights.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from interp_zoo.models import CAStream
+from interp_zoo.models.ca_zoo import shared_weights
 from interp_zoo.models.pretrained import CARRIED, WEIGHTS_FILE, differences
 
 
@@ -36,20 +38,22 @@ def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return small
 
 
-def without_backbone(name: str, state: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """A stream's own tensors, if the folder has its backbone's; else all.
+def shared(name: str, state: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The tensors of a stream's backbone that are at hand anyway, by the folder or by the demo's package; else none.
 
     Raises:
-        ValueError: if the folder has other weights of the backbone.
+        ValueError: if what is at hand are other weights.
     """
-    file = folder / f"{name.removeprefix('ca_')}.safetensors"
-    if not file.is_file():
-        return state
-    theirs = load_file(file)
-    for k, v in theirs.items():
+    try:
+        theirs = shared_weights(name, folder)
+    except ImportError:
+        return {}
+    for k, v in halved(theirs).items():
         if not torch.equal(state[f"backbone.{k}"], v):
-            raise ValueError(f'backbone.{k} is not that of "{file}", which the stream is to share: release that first')
-    return {k: v for k, v in state.items() if not k.startswith("backbone.")}
+            raise ValueError(
+                f"backbone.{k} is not that of the backbone which the stream is to share: release that first"
+            )
+    return {f"backbone.{k}": v for k, v in theirs.items()}
 
 
 def pictures(model: nn.Module) -> Tensor:
@@ -72,10 +76,11 @@ def release(run: Path, folder: Path) -> list[Path]:
     state = halved(load_file(run / WEIGHTS_FILE))
     if wrong := differences(state, model):
         raise ValueError(f'"{run}" is no "{name}": {wrong}')
-    model.load_state_dict(state)  # as its users will have it
+    theirs = shared(name, state, folder) if isinstance(model, CAStream) else {}
+    model.load_state_dict(state | theirs)  # as its users will have it
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{name}.safetensors", folder / f"{name}.example.safetensors"]
-    save_file(without_backbone(name, state, folder) if isinstance(model, CAStream) else state, files[0])
+    save_file({k: v for k, v in state.items() if k not in theirs}, files[0])
     x = pictures(model)
     with torch.no_grad():
         save_file({"input": x, "logits": model.eval()(x)}, files[1])

