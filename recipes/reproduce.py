@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,8 @@ def accuracies(measured: Measured, pairs: Iterable[Sequence[str]], thesis: Json)
     return markdown(rows)
 
 
-def tables(measured: Measured) -> dict[str, str]:
-    """All tables of docs/reproduction.md, by the name that their place there has."""
+def tables(measured: Measured) -> dict[str, Callable[[], str]]:
+    """What makes each table of docs/reproduction.md, by the name that its place there has."""
     thesis = measured.summary("thesis")
     gradients = thesis["interpretable gradients"]
     pairs = [
@@ -133,14 +133,41 @@ def tables(measured: Measured) -> dict[str, str]:
         ("mobilenetv2", "mobilenetv2_cifar", "gr_mobilenetv2_cifar", "mobilenetv2"),
         ("ca_resnet18", "resnet18_cifar", "ca_resnet18_cifar", ""),
     ]
+
+    def two(runs: Sequence[str], model: str, its: Json | None = None) -> Callable[[], str]:
+        return lambda: beside(measured, runs, model, its or {})
+
     return {
-        "accuracy": accuracies(measured, pairs, thesis["accuracy"]),
-        "resnet18": beside(measured, ["resnet18", "resnet18_scorecam"], "gr_resnet18_cifar", gradients["resnet18"]),
-        "mobilenetv2": beside(measured, ["mobilenetv2", "mobilenetv2_scorecam"], "gr_mobilenetv2_cifar", {}),
-        "layers": beside(measured, ["resnet18_layers"], "gr_resnet18_cifar", {}),
-        "pooling": beside(measured, ["ca_resnet18", "ca_resnet18_scorecam"], "ca_resnet18_cifar", {}),
-        "pooling, thesis": as_the_thesis(thesis["pooling"]),
+        "accuracy": lambda: accuracies(measured, pairs, thesis["accuracy"]),
+        "resnet18": two(["resnet18", "resnet18_scorecam"], "gr_resnet18_cifar", gradients["resnet18"]),
+        "mobilenetv2": two(["mobilenetv2", "mobilenetv2_scorecam"], "gr_mobilenetv2_cifar"),
+        "layers": two(["resnet18_layers"], "gr_resnet18_cifar"),
+        "pooling": two(["ca_resnet18", "ca_resnet18_scorecam"], "ca_resnet18_cifar"),
+        "pooling, thesis": lambda: as_the_thesis(thesis["pooling"]),
+        "few pictures": two(["ca_efficientnet_lite0"], "ca_efficientnet_lite0"),
+        "few pictures, floors": lambda: floors(measured, "ca_efficientnet_lite0", "ca_efficientnet_lite0"),
+        "few pictures, attention": lambda: alone(measured, "ca_efficientnet_lite0", "ca_efficientnet_lite0"),
     }
+
+
+def floors(measured: Measured, run: str, model: str) -> str:
+    """What maps that say nothing get on two networks."""
+    rows = [["floor", *titles()]]
+    for _, line in measured.comparison([run], model):
+        if line["floor"]:
+            rows.append([f"`{line['method']}`", *(change(line["metrics"][name]) for name in METRICS)])
+    return markdown(rows)
+
+
+def alone(measured: Measured, run: str, model: str) -> str:
+    """A network's methods with their intervals, beside no other network."""
+    (table,) = (table for table in measured.summary(run)["tables"] if table["model"] == model)
+    rows = [["method", *titles()]]
+    for line in table["rows"]:
+        if not line["floor"]:
+            cells = (line["metrics"][name] for name in METRICS)
+            rows.append([f"`{line['method']}`", *("{mean:.2f} ({low:.2f} to {high:.2f})".format(**c) for c in cells)])
+    return markdown(rows)
 
 
 def as_the_thesis(networks: Json) -> str:
@@ -154,16 +181,16 @@ def as_the_thesis(networks: Json) -> str:
     return markdown(rows)
 
 
-def fill(page: str, tables: Mapping[str, str]) -> str:
-    """The page with its tables anew.
+def fill(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """The page with those tables anew that it has a place for.
 
     Raises:
-        ValueError: if it asks for a table that there is not, or has no place for one.
+        ValueError: if it asks for a table that there is not.
+        FileNotFoundError: if what one of them is made of is not there.
     """
-    asked = TABLE.findall(page)
-    if odd := set(asked) ^ set(tables):
-        raise ValueError(f"docs/reproduction.md and its tables do not agree on: {', '.join(sorted(odd))}")
-    return TABLE.sub(lambda m: f"<!-- table: {m[1]} -->\n{tables[m[1]]}\n<!-- end -->", page)
+    if odd := set(TABLE.findall(page)) - set(tables):
+        raise ValueError(f"docs/reproduction.md asks for tables that there are not: {', '.join(sorted(odd))}")
+    return TABLE.sub(lambda m: f"<!-- table: {m[1]} -->\n{tables[m[1]]()}\n<!-- end -->", page)
 
 
 def results(measured: Measured, name: str, told: Json) -> dict[str, Any]:
@@ -172,8 +199,8 @@ def results(measured: Measured, name: str, told: Json) -> dict[str, Any]:
     Args:
         measured: where the figures are.
         name: the model's.
-        told: its part of cards.toml: `runs`, of which the first gives the accuracy; `dataset`; `training`; `sections`;
-            and what it is `compared` with, if it is.
+        told: its part of cards.toml: `runs`, of which the first gives the accuracy; `dataset`, and its `split` if that
+            is not the test split; `training`; `sections`; and what it is `compared` with, if it is.
     """
     first = measured.summary(told["runs"][0])
     accuracy, _ = measured.accuracy(told["runs"][0], name)
@@ -183,7 +210,7 @@ def results(measured: Measured, name: str, told: Json) -> dict[str, Any]:
         "results": [
             {
                 "dataset": told["dataset"],
-                "split": "test",
+                "split": told.get("split", "test"),
                 "metric": "accuracy",
                 "name": "top-1",
                 "value": round(accuracy, 2),

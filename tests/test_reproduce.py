@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from torch import nn
+
+from interp_zoo.models.pretrained import CARRIED
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "reproduce.py"
 RUNS = {
@@ -20,6 +25,7 @@ RUNS = {
     "mobilenetv2_scorecam": "gr_mobilenetv2_cifar",
     "ca_resnet18": "ca_resnet18_cifar",
     "ca_resnet18_scorecam": "ca_resnet18_cifar",
+    "ca_efficientnet_lite0": "ca_efficientnet_lite0",
 }
 METRICS = ["average_drop", "average_gain", "average_increase", "insertion", "deletion"]
 
@@ -50,6 +56,11 @@ def line(method: str, first: float, difference: float, floor: bool = False) -> d
     return {"method": method, "floor": floor, "metrics": cells}
 
 
+def alone(method: str, floor: bool = False) -> dict[str, Any]:
+    cells = {name: {"mean": 10.0 + i, "low": 9.0 + i, "high": 11.0 + i} for i, name in enumerate(METRICS)}
+    return {"method": method, "floor": floor, "metrics": cells}
+
+
 def a_summary(model: str, methods: list[str], pictures: int) -> dict[str, Any]:
     first = {"gr_mobilenetv2_cifar": "mobilenetv2_cifar"}.get(model, "resnet18_cifar")
     return {
@@ -58,6 +69,7 @@ def a_summary(model: str, methods: list[str], pictures: int) -> dict[str, Any]:
             {"name": first, "labelled": 400, "correct": 300},
             {"name": model, "labelled": 400, "correct": 301},
         ],
+        "tables": [{"model": model, "rows": [alone("gradcam"), alone("fakecam", floor=True)]}],
         "comparisons": [
             {
                 "first": first,
@@ -87,7 +99,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_tables(recipe: ModuleType, folder: Path) -> None:
-    found = recipe.tables(recipe.Measured(folder))
+    found = {name: make() for name, make in recipe.tables(recipe.Measured(folder)).items()}
     assert "| `resnet18_cifar` → `gr_resnet18_cifar` | 73.42 → 72.86 | 75.00 → 75.25 | 400 |" in found["accuracy"]
     assert "| `mobilenetv2_cifar` → `gr_mobilenetv2_cifar` |  | 75.00 → 75.25 | 400 |" in found["accuracy"]
     lines = found["resnet18"].splitlines()
@@ -101,22 +113,25 @@ def test_the_tables(recipe: ModuleType, folder: Path) -> None:
     assert lines[7].endswith("| 50 |")
     assert "fakecam" not in found["resnet18"]
     assert found["pooling, thesis"].splitlines()[2].startswith("| `resnet50` | `gradcam` | 30.16 → 28.09 |")
+    assert found["few pictures, floors"].splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
+    assert found["few pictures, attention"].splitlines()[2].startswith("| `gradcam` | 10.00 (9.00 to 11.00) |")
+    assert "fakecam" not in found["few pictures, attention"]
 
 
 def test_the_page_is_filled(recipe: ModuleType) -> None:
     page = "# A\n<!-- table: x -->\nold\nold\n<!-- end -->\ntext\n<!-- table: y -->\n<!-- end -->\n"
-    once = recipe.fill(page, {"x": "| 1 |", "y": "| 2 |"})
+    made = {"x": lambda: "| 1 |", "y": lambda: "| 2 |", "z": lambda: pytest.fail("nobody asked for it")}
+    once = recipe.fill(page, made)
     assert once == ("# A\n<!-- table: x -->\n| 1 |\n<!-- end -->\ntext\n<!-- table: y -->\n| 2 |\n<!-- end -->\n")
-    assert recipe.fill(once, {"x": "| 1 |", "y": "| 2 |"}) == once
-    for tables in ({"x": "", "y": "", "z": ""}, {"x": ""}):
-        with pytest.raises(ValueError, match=r"do not agree on: [yz]"):
-            recipe.fill(page, tables)
+    assert recipe.fill(once, made) == once
+    with pytest.raises(ValueError, match=r"asks for tables that there are not: y$"):
+        recipe.fill(page, {"x": made["x"]})
 
 
 def test_a_run_that_is_missing_is_told(recipe: ModuleType, folder: Path) -> None:
     (folder / "mobilenetv2.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"mobilenetv2\.json\": copy the summary\.json"):
-        recipe.tables(recipe.Measured(folder))
+        recipe.tables(recipe.Measured(folder))["mobilenetv2"]()
 
 
 def test_a_cards_results(recipe: ModuleType, folder: Path, tmp_path: Path) -> None:
@@ -146,3 +161,25 @@ def test_a_cards_results(recipe: ModuleType, folder: Path, tmp_path: Path) -> No
     ]
     assert "over 400 pictures" in cams["text"][0]
     assert (scorecam["command"].split()[-1], scorecam["rows"][0][0]) == ("scorecam", "`scorecam`")
+
+
+def test_the_committed_page_and_cards_are_what_the_files_say(
+    recipe: ModuleType, demo: nn.Module, tmp_path: Path
+) -> None:
+    """Written anew from the results files, every figure of page and cards comes out as it is."""
+    root = RECIPE.parents[1]
+    for part in ("docs/reproduction", "model_cards"):
+        shutil.copytree(root / part, tmp_path / part)
+    shutil.copy(root / "docs" / "reproduction.md", tmp_path / "docs")
+    told = tomllib.loads((root / "model_cards" / "cards.toml").read_text(encoding="utf-8"))
+    for name in told:
+        (tmp_path / "model_cards" / f"{name}.md").write_text("another card")
+    recipe.main(["--root", str(tmp_path)])
+    page = (tmp_path / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    assert page == (root / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    assert page.count("<!-- table: ") >= 4
+    for file in (root / "model_cards").iterdir():
+        assert (tmp_path / "model_cards" / file.name).read_text("utf-8") == file.read_text("utf-8"), file.name
+    released = {file.name.partition(".")[0] for file in CARRIED.glob("*.safetensors")}
+    assert set(told) == released  # a card for each, and none without weights
+    assert {file.stem for file in (root / "model_cards").glob("*.md")} == released
