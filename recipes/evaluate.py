@@ -35,6 +35,7 @@ from interp_zoo.evaluation.protocol import describe
 from interp_zoo.evaluation.records import Missing, Records, Row, Writer
 from interp_zoo.evaluation.report import write_report
 from interp_zoo.evaluation.results import metric_facts, model_facts, versions, write_results, write_summary
+from interp_zoo.evaluation.samples import evenly
 from interp_zoo.evaluation.specs import parse_methods
 from interp_zoo.explain.inputs import Preprocess
 from interp_zoo.explain.labels import Labels
@@ -64,12 +65,6 @@ def progress(accelerator: Accelerator, total: int) -> Iterator[Any]:
         yield lambda n, what: bar.update(task, advance=n, description=what)
 
 
-def evenly(indices: Sequence[int], number: int | None) -> set[int]:
-    """So many of the pictures, evenly spaced, or all of them."""
-    some = min(len(indices), number or len(indices))
-    return {indices[i * len(indices) // some] for i in range(some)}
-
-
 def examine(
     examiner: Examiner,
     todo: Mapping[Missing, Sequence[int]],
@@ -81,7 +76,7 @@ def examine(
 ) -> None:
     """Measures what is still to be measured of one model, batch by batch, and writes it down."""
     counts = {"fills": args.fill_pictures, "sanity": args.sanity_pictures, "shown": SHOWN}
-    samples = {what: evenly(data.chosen, count) for what, count in counts.items()}
+    samples = {what: set(evenly(data.chosen, count)) for what, count in counts.items()}
     left_out: set[str] = set()
     for missing, indices in todo.items():
         pictures = data.stream(indices)

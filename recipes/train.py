@@ -29,6 +29,7 @@ from timm.utils import ModelEmaV3, distribute_bn
 from torch.utils.data import DataLoader
 
 from interp_zoo.evaluation.measuring import weights_hash
+from interp_zoo.evaluation.samples import evenly
 from interp_zoo.models.rectifiers import check_activations
 from interp_zoo.training import networks, objectives, pictures, runs
 from interp_zoo.training.checkpoints import Checkpoints
@@ -219,7 +220,7 @@ def measure(t: Training, at: dict[str, Any], row: dict[str, Any], command: str) 
                 runs.save_weights(args.output / f"{folder}{which}", network, **about)
     every = args.eval_explain_interval or max(1, args.epochs // 5)
     if args.eval_explain and (args.epochs - row["epoch"]) % every == 0:
-        some = pictures.evenly(t.data.val_indices, args.eval_explain)
+        some = evenly(t.data.val_indices, args.eval_explain)
         row |= recognition_by_gradcam(t.model, t.data.val, some, accelerator, args.batch_size)
 
 

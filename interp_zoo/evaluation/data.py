@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from interp_zoo.evaluation.held import hold_out
+from interp_zoo.evaluation.samples import evenly, hold_out
 from interp_zoo.evaluation.sources import BrokenPictureError, Source, class_index, nameless, open_source
 from interp_zoo.explain.inputs import EXTENSIONS
 
@@ -76,14 +76,12 @@ class Data:
                 kind = self._source.kind
                 raise ValueError(f"`hold_out` is a share of each class, and {kind} does not tell the labels")
             _, held = hold_out(self.labels, self._held)
-            number = min(len(held), self._limit or len(held))
-            return [held[i * len(held) // number] for i in range(number)]
+            return evenly(held, self._limit)
         if total is None:  # it is walked over once, as far as the limit
             total = sum(1 for _ in islice(self._source.walk(), self._limit))
             if not total:
                 raise ValueError(f"`dataset` {self._source.kind} has no picture")
-        number = min(total, self._limit or total)
-        return [i * total // number for i in range(number)] if self.indexable else list(range(number))
+        return evenly(range(total), self._limit) if self.indexable else list(range(min(total, self._limit or total)))
 
     @cached_property
     def names(self) -> list[str]:

@@ -18,11 +18,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import timm.data
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from interp_zoo.explain.decoding import upright
+from interp_zoo.explain.decoding import decode, opened, upright
 from interp_zoo.explain.inputs import EXTENSIONS
 from interp_zoo.words import nearest
 
@@ -121,15 +121,10 @@ def open_source(root: Path | None, dataset: str, split: str, options: dict[str, 
 def _decode(file: Any) -> Image.Image:
     """A file as an upright RGB image."""
     try:
-        with Image.open(file) as image:
-            image.load()
-            return upright(image)
-    except FileNotFoundError:
-        raise BrokenPictureError("does not exist") from None
-    except UnidentifiedImageError:
-        raise BrokenPictureError("no picture format that Pillow knows") from None
-    except Exception as error:  # Pillow's plugins are not of one mind in what they raise on broken files
-        raise BrokenPictureError(_line(error)) from None
+        with opened(file) as image:
+            return decode(image)
+    except OSError as error:
+        raise BrokenPictureError(str(error)) from None
 
 
 def _line(error: BaseException) -> str:
@@ -328,7 +323,7 @@ def _row(opened: Any, index: int) -> tuple[Image.Image, Any]:
     except Exception as error:  # a row without a picture, or whose file is not there
         raise BrokenPictureError(_line(error)) from None
     if isinstance(picture, Image.Image):
-        return upright(picture), label
+        return _upright(picture, label)
     with picture:
         return _decode(picture), label
 
@@ -353,7 +348,10 @@ def _decoded(opened: Any, dataset: str) -> Iterator[tuple[str, Load]]:
 
 
 def _upright(picture: Image.Image, label: Any) -> tuple[Image.Image, Any]:
-    return upright(picture), label
+    try:
+        return upright(picture), label
+    except OSError as error:
+        raise BrokenPictureError(str(error)) from None
 
 
 def _hugging_face_stream(opened: Any, dataset: str) -> Iterator[tuple[str, Load]]:

@@ -48,7 +48,7 @@ def parse_methods(text: str) -> list[Spec]:
         method = get_method(name)
         options = dict(_option(pair) for pair in pairs)
         layer = options.get("layer", "")
-        if not isinstance(layer, str) or (layer and method.at_picture):
+        if not isinstance(layer, str) or (layer and not method.takes_layer):
             raise TypeError(
                 f'`layer` of method "{method.name}" must be the name of a layer, of a method that takes one'
             )

@@ -18,7 +18,7 @@ from interp_zoo.explain.inputs import Picture, Preprocess, is_many, load
 from interp_zoo.explain.labels import Labels
 from interp_zoo.explain.methods import get_method
 from interp_zoo.explain.progress import progress_bar
-from interp_zoo.explain.rounds import chunks, rounds, stack, within_memory
+from interp_zoo.explain.rounds import in_rounds, stack, within_memory
 from interp_zoo.explain.targets import Request, Target
 from interp_zoo.explain.wrappers import admitted, warn_of_probabilities
 from interp_zoo.memory import FORWARD_PIXELS, at_once
@@ -102,21 +102,20 @@ class Explainer:
         passes, seconds = Passes(), 0.0
         with self._anatomy(preprocess, rows) as anatomy:
 
-            def run(pixels: Tensor, some: list[int]) -> tuple[list[int], tuple[Tensor, ...], Passes, float]:
+            def run(pixels: Tensor, some: list[int]) -> tuple[tuple[Tensor, ...], Passes, float]:
                 start = time.perf_counter()
                 raw, saliency, before, which = self._maps(anatomy, pixels, request, some)
                 took, cost, anatomy.passes = time.perf_counter() - start, anatomy.passes, Passes()
                 with torch.no_grad():
                     after = which.plain.probability(anatomy.logits(masking.apply(pixels, saliency.to(pixels.dtype))))
-                return some, (saliency, raw, which.index, before, after), cost, took
+                return (saliency, raw, which.index, before, after), cost, took
 
-            for pixels, some in rounds(request, kept, anatomy):
-                for done, values, cost, took in within_memory(run, pixels, some, anatomy):
-                    order += done
-                    passes += cost
-                    seconds += took
-                    for name, value in zip(parts, values, strict=True):
-                        parts[name].append(value.detach().cpu())
+            for done, (values, cost, took) in in_rounds(run, request, kept, anatomy):
+                order += done
+                passes += cost
+                seconds += took
+                for name, value in zip(parts, values, strict=True):
+                    parts[name].append(value.detach().cpu())
             layer = "picture" if self._method.at_picture else anatomy.cut.name
         back = torch.tensor(order).argsort()
         found = {name: torch.cat(values)[back] for name, values in parts.items()}
@@ -146,14 +145,10 @@ class Explainer:
         rows = [kept[i] for i, _ in request.rows]
         with self._anatomy(preprocess, rows) as anatomy:
 
-            def run(pixels: Tensor, some: list[int]) -> tuple[list[int], Tensor]:
-                return some, self._maps(anatomy, pixels, request, some)[1]
+            def run(pixels: Tensor, some: list[int]) -> Tensor:
+                return self._maps(anatomy, pixels, request, some)[1]
 
-            found = [
-                one
-                for pixels, some in rounds(request, kept, anatomy)
-                for one in within_memory(run, pixels, some, anatomy)
-            ]
+            found = list(in_rounds(run, request, kept, anatomy))
         back = torch.tensor([row for some, _ in found for row in some]).argsort()
         return torch.cat([maps for _, maps in found])[back]
 
@@ -165,14 +160,8 @@ class Explainer:
             def run(pixels: Tensor, _rows: list[int]) -> Tensor:
                 return anatomy.split(pixels).maps.detach()
 
-            parts = [list(range(len(kept)))[part] for part in chunks(len(kept), anatomy.batch_size)]
-            return torch.cat(
-                [
-                    maps
-                    for rows in parts
-                    for maps in within_memory(run, stack([kept[i] for i in rows], anatomy), rows, anatomy)
-                ]
-            )
+            parts = within_memory(run, stack(kept, anatomy), list(range(len(kept))), anatomy)
+            return torch.cat([maps for _, maps in parts])
 
     @contextmanager
     def anatomy(self, x: Any) -> Iterator[tuple[Anatomy, Tensor]]:
@@ -327,8 +316,7 @@ def finish(raw: Tensor, size: tuple[int, int], rows: Sequence[int]) -> Tensor:
         rows: by which numbers warnings name them.
     """
     finite = raw.isfinite().all((1, 2))
-    maps = torch.where(finite[:, None, None], raw, 0).relu()
-    saliency = masking.minmax(masking.up(maps, size))
+    saliency = masking.finished(raw, size)
     blank = (saliency == 0).all((1, 2))
     for i in torch.nonzero(blank).flatten().tolist():
         if not finite[i]:

@@ -328,7 +328,8 @@ def find_cut(model: nn.Module, shape: tuple[int, int, int], layer: str | nn.Modu
         except AssertionError as error:  # timm's networks check the size so
             raise ValueError(f"`img` of {shape[1]} x {shape[2]} does not fit the model: {error}") from None
         except RuntimeError as error:
-            if any(isinstance(module, nn.Conv3d) for module in model.modules()):
+            first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)), None)
+            if isinstance(first, nn.Conv3d) and not isinstance(error, torch.OutOfMemoryError):
                 raise ValueError("`model` is for video or volumes, which are out of scope here: see captum") from error
             if "view" not in str(error):
                 raise

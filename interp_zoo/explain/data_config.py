@@ -80,7 +80,9 @@ def _reach_the_network(
     """Changes mean and std so that what a model makes of its pictures is what the network in it wants."""
     if "mean" in given or "std" in given:
         return
-    first = [m for network in found for m in network.modules()] or [m for m in model.modules() if _is_first(m)]
+    first = [m for network in found for m in network.modules()] or [
+        m for m in model.modules() if isinstance(m, nn.Conv2d)
+    ]
     change = _change_before(first, model, config["input_size"])
     if change is None:
         warn(
@@ -142,10 +144,6 @@ def _change_before(
     if bool((factor <= 0).any()) or bool(((after - factor * before - shift).abs() > tolerance).any()):
         return None
     return factor[:, 0], shift[:, 0]
-
-
-def _is_first(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d)
 
 
 def _checked(data_config: Any) -> dict[str, Any]:

@@ -99,14 +99,25 @@ def open_picture(file: Any, name: str) -> Image.Image:
     Raises:
         OSError: if there is none, or it is broken.
     """
-    with _readable():
-        image = Image.open(file)
-    with image:
+    with opened(file) as image:
         with _readable():
             frames = getattr(image, "n_frames", 1)
         if frames > 1:
             warn(f'`img` "{name}" has {frames} frames: the first is explained')
         return decode(image)
+
+
+@contextmanager
+def opened(file: Any) -> Iterator[Image.Image]:
+    """A file as an image whose pixels are not read yet, until the end of the block.
+
+    Raises:
+        OSError: if there is none.
+    """
+    with _readable():
+        image = Image.open(file)
+    with image:
+        yield image
 
 
 def from_array(array: np.ndarray[Any, Any], name: str) -> Image.Image:

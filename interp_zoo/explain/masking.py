@@ -49,6 +49,12 @@ class _MinMax(torch.autograd.Function):
         return gradient * scale
 
 
+def finished(raw: Tensor, size: tuple[int, int]) -> Tensor:
+    """What every raw map (B, h, w) goes through: rectified, upsampled to (H, W), scaled. Zeros if not finite."""
+    finite = raw.isfinite().all(2).all(1)[:, None, None]
+    return minmax(up(torch.where(finite, raw, 0).relu(), size))
+
+
 def by_largest(maps: Tensor) -> Tensor:
     """Divides each of maps (B, H, W) that are nowhere negative by its largest value; a map of zeros stays one."""
     largest = maps.amax((-2, -1), keepdim=True)

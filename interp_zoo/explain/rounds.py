@@ -17,19 +17,16 @@ from interp_zoo.told import warn
 T = TypeVar("T")
 
 
-def chunks(total: int, size: int) -> list[slice]:
-    """Slices of at most `size` that cover 0 to `total`."""
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
-
-
 def stack(pictures: list[Picture], anatomy: Anatomy) -> Tensor:
     """The pictures' pixels (B, channels, H, W), where the model is and as it likes them to be laid out."""
     pixels = torch.stack([p.pixels for p in pictures])
     return pixels.to(anatomy.device, memory_format=anatomy.cut.memory_format)
 
 
-def rounds(request: Request, pictures: list[Picture], anatomy: Anatomy) -> Iterator[tuple[Tensor, list[int]]]:
-    """Pixels of pictures that go through the network together, and the rows that these are for, a row a picture.
+def in_rounds(
+    run: Callable[[Tensor, list[int]], T], request: Request, pictures: list[Picture], anatomy: Anatomy
+) -> Iterator[tuple[list[int], T]]:
+    """Rows, and what `run` makes of their pixels, a row a picture, as many at once as go together `within_memory`.
 
     Pictures of several targets come once for each, as the very same tensor: what is known of it need not be run again.
     """
@@ -38,17 +35,20 @@ def rounds(request: Request, pictures: list[Picture], anatomy: Anatomy) -> Itera
         rows.setdefault(picture, []).append(row)
     for targets in sorted({len(of_one) for of_one in rows.values()}):
         some = [picture for picture, of_one in rows.items() if len(of_one) == targets]
-        for chunk in chunks(len(some), anatomy.batch_size):
-            pixels = stack([pictures[i] for i in some[chunk]], anatomy)
+        while some:
+            chunk, some = some[: anatomy.batch_size], some[anatomy.batch_size :]
+            pixels = stack([pictures[i] for i in chunk], anatomy)
             for nth in range(targets):
-                yield pixels, [rows[i][nth] for i in some[chunk]]
+                yield from within_memory(run, pixels, [rows[i][nth] for i in chunk], anatomy)
             anatomy.forget()
 
 
 def within_memory(
     run: Callable[[Tensor, list[int]], T], pixels: Tensor, rows: list[int], anatomy: Anatomy
-) -> Iterator[T]:
-    """What `run` makes of pixels and rows; where memory runs out, of fewer at once, from then on, with a warning.
+) -> Iterator[tuple[list[int], T]]:
+    """Rows, and what `run` makes of them and their pixels, at most `batch_size` at once.
+
+    Where memory runs out, of fewer at once, from then on, with a warning.
 
     Raises:
         RuntimeError: as torch has it, if there is no memory for a single picture.
@@ -59,7 +59,7 @@ def within_memory(
         whole = done == 0 and size >= len(rows)
         part = pixels if whole else pixels[done : done + size]  # the very same tensor: it may have been run before
         try:
-            yield run(part, rows[done : done + size])
+            yield rows[done : done + size], run(part, rows[done : done + size])
             done += size
             continue
         except (RuntimeError, MemoryError) as error:

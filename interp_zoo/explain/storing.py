@@ -125,8 +125,7 @@ def _fields(found: Mapping[str, Any]) -> dict[str, Any]:
     _must(right and n * height * width * 4 <= _LARGEST, f"its size is {height} x {width}")
     saliency = found.get("saliency")
     if saliency is None:
-        finite = raw.isfinite().all(2).all(1)[:, None, None]
-        saliency = masking.minmax(masking.up(torch.where(finite, raw, 0).relu(), (height, width)))
+        saliency = masking.finished(raw, (height, width))
     _must(saliency.shape == (n, height, width) and saliency.dtype == torch.float32, "saliency is no float32 (N, H, W)")
     _must(bool(((saliency >= 0) & (saliency <= 1)).all()), "saliency is not in [0, 1]")
     pixels = found.get("pixels")

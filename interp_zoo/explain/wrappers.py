@@ -21,6 +21,7 @@ _TRANSPARENT = (
     ModelEmaV3,
     AveragedModel,
 )
+_GATHER = "load its full state dict into a model of its own on one device, and give that"
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.quantizable")
 
 
@@ -74,9 +75,6 @@ def admitted(model: nn.Module, device: str | torch.device | None) -> nn.Module:
             "`model` was made under torch.inference_mode, which forbids gradients for good: make it outside"
         )
     return model
-
-
-_GATHER = "load its full state dict into a model of its own on one device, and give that"
 
 
 def networks(model: nn.Module) -> list[nn.Module]:

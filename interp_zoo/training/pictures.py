@@ -135,12 +135,6 @@ class Epochs(Sampler[tuple[int, int]]):
         return ((self.epoch, place) for place in places[self.done * self.step : self.steps * self.step])
 
 
-def evenly(indices: Sequence[int], number: int) -> list[int]:
-    """So many of the pictures, evenly spaced, or all of them."""
-    some = min(len(indices), number)
-    return [indices[i * len(indices) // some] for i in range(some)]
-
-
 def training_transform(config: dict[str, Any], *, crop_padding: int | None, rotation: float, **timm: Any) -> Transform:
     """The augmentation: timm's, with two of the field's on small pictures that timm has not.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from interp_zoo.evaluation.data import Data, open_data
-from interp_zoo.evaluation.held import hold_out
+from interp_zoo.evaluation.samples import hold_out
 
 
 @dataclass(frozen=True)

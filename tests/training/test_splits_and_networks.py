@@ -23,13 +23,13 @@ from timm.data import create_transform
 from torch import Tensor, nn
 
 from interp_zoo.evaluation.data import open_data
-from interp_zoo.evaluation.held import hold_out
+from interp_zoo.evaluation.samples import evenly, hold_out
 from interp_zoo.hub import write_weights
 from interp_zoo.models import CAStream
 from interp_zoo.training.features import KeptMaps, Places
 from interp_zoo.training.networks import adapt, check_trained, freeze_backbone, make_network, name_classes
 from interp_zoo.training.objectives import Distillation, StreamTraining, cross_entropy
-from interp_zoo.training.pictures import EvaluationPictures, evenly
+from interp_zoo.training.pictures import EvaluationPictures
 from interp_zoo.training.splits import Splits, open_splits
 
 

@@ -1,4 +1,4 @@
-"""What training leaves out, so that something is there to choose by."""
+"""Some of the pictures: evenly spaced ones, and those that training leaves out, to choose by."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+
+def evenly(indices: Sequence[int], number: int | None) -> list[int]:
+    """So many of the pictures, evenly spaced, or all of them."""
+    some = len(indices) if number is None else min(len(indices), number)
+    return [indices[i * len(indices) // some] for i in range(some)]
 
 
 def hold_out(labels: Sequence[Any], share: float) -> tuple[list[int], list[int]]:
