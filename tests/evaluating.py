@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import ModuleType
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import saved, texture
+from recipemodules import recipe_module
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "evaluate.py"
 PICTURES = 33
@@ -41,12 +41,7 @@ def arguments(place: Path, output: Path, *more: str) -> list[str]:
 
 
 def load_recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_recipe", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return recipe_module("evaluate")
 
 
 def main(argv: list[str]) -> None:

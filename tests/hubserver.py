@@ -62,13 +62,19 @@ class Hub:
 def serving(hub: Hub) -> Iterator[Hub]:
     """Runs the server until the block ends; `hub.url` is its address."""
     handler = type("Handler", (_Handler,), {"hub": hub})
+    with listening(handler) as hub.url:
+        yield hub
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Runs a web server on this machine until the block ends; its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = Thread(target=server.serve_forever, daemon=True)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield hub
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from recipemodules import recipe_module
 from torch import nn
 
 from interp_zoo.models.pretrained import CARRIED
@@ -32,13 +31,7 @@ METRICS = ["average_drop", "average_gain", "average_increase", "insertion", "del
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reproduce_recipe", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reproduce_recipe"] = module
-    spec.loader.exec_module(module)
-    return module
+    return recipe_module("reproduce")
 
 
 def line(method: str, first: float, difference: float, floor: bool = False) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from types import ModuleType
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import texture
+from recipemodules import recipe_module
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -38,13 +38,7 @@ def arguments(folder: Path, output: Path, *more: str, model: str = "test_resnet"
 
 
 def load_recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_recipe", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_recipe"] = module  # where its dataclass looks for its types
-    spec.loader.exec_module(module)
-    return module
+    return recipe_module("train")
 
 
 def main(argv: list[str]) -> None:

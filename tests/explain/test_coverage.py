@@ -5,7 +5,6 @@ And of this package's own architectures those that are not another one with more
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import timm
+from recipemodules import recipe_module
 
 import interp_zoo
 
@@ -82,13 +82,7 @@ TOO_SMALL = {"mobilenetv2_cifar", "gr_mobilenetv2_cifar"}  # 2 x 2 places, each 
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("coverage_recipe", ROOT / "recipes" / "coverage.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["coverage_recipe"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return recipe_module("coverage")
 
 
 def test_at_least_a_third(recipe: ModuleType) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from hubserver import listening
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
@@ -245,12 +245,8 @@ class _Site(BaseHTTPRequestHandler):
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a small web server."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Site) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with listening(_Site) as address:
+        yield address
 
 
 def test_urls(site: str, tiny_cnn: nn.Module) -> None:

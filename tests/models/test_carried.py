@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,7 @@ import pytest
 import timm
 import torch
 from conftest import lively
+from recipemodules import recipe_module
 from safetensors.torch import load_file, save_file
 from timm.models._registry import _model_pretrained_cfgs
 from torch import Tensor, nn
@@ -26,12 +26,7 @@ MOST = 60e6  # bytes of all of them
 
 
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("release_recipe", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return recipe_module("release")
 
 
 def run(name: str, folder: Path, seed: int = 0) -> Path:

@@ -6,12 +6,11 @@ import io
 import json
 import random
 import struct
-import threading
 import time
 import warnings
 import zlib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pytest
 import timm
 import torch
 from conftest import assert_one_line, lively, texture
+from hubserver import listening
 from PIL import Image
 from safetensors.torch import save
 from torch import nn
@@ -214,13 +214,8 @@ class _Site(BaseHTTPRequestHandler):
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Site) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with listening(_Site) as address:
+        yield address
 
 
 @pytest.mark.parametrize("to", ["file:///etc/hosts", "ftp://127.0.0.1/a.png", "gopher://x"])
