@@ -80,7 +80,7 @@ def examine(
     left_out: set[str] = set()
     for missing, indices in todo.items():
         pictures = data.stream(indices)
-        while batch := list(islice(pictures, args.batch_size)):
+        while batch := [examiner.admitted(item) for item in islice(pictures, args.batch_size)]:
             for broken in (item for item in batch if isinstance(item, Unreadable)):
                 writer.unreadable(broken.index, broken.file, broken.why)
                 tick(len(missing), broken.file)
@@ -187,8 +187,9 @@ def run(args: argparse.Namespace, accelerator: Accelerator, console: Console) ->
         models[name] = (model, weights_hash(model))
 
     examiners = {name: Examiner(model, name, specs, settings) for name, (model, _) in models.items()}
-    if first := next((item for item in data.stream(data.chosen[:1]) if isinstance(item, Item)), None):
-        next(iter(examiners.values())).probe(first)
+    prober = next(iter(examiners.values()))
+    for first in (item for item in map(prober.admitted, data.stream(data.chosen[:1])) if isinstance(item, Item)):
+        prober.probe(first)
 
     records = Records(args.output)
     if accelerator.is_main_process:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from interp_zoo.evaluation.boxes import on_input
-from interp_zoo.evaluation.data import Item
+from interp_zoo.evaluation.data import Item, Unreadable
 from interp_zoo.evaluation.measures import DELETION_FILL, INSERTION_FILL
 from interp_zoo.evaluation.records import Row, finite
 from interp_zoo.evaluation.specs import Spec
 from interp_zoo.explain import Explainer, Explanation, render
 from interp_zoo.explain.anatomy import Anatomy
 from interp_zoo.explain.api import Amp, Loaded
+from interp_zoo.explain.inputs import Preprocess
 from interp_zoo.explain.methods import UnsuitableModel
 from interp_zoo.explain.targets import two_sided
 from interp_zoo.metrics import functional as F
@@ -101,6 +102,7 @@ class Examiner:
         self.model, self.name, self.settings = model, name, settings
         self._methods = {method.text: method for method in methods}
         self._explainers = {method.text: self._explainer(model, method) for method in methods}
+        self._preprocess = Preprocess(model)
 
     def _explainer(self, model: nn.Module, method: Spec) -> Explainer:
         size, amp = self.settings.batch_size, self.settings.amp
@@ -137,6 +139,15 @@ class Examiner:
                 targets={kind: targets[kind] for kind in kinds},
                 regions=regions,
             )
+
+    def admitted(self, item: Item | Unreadable) -> Item | Unreadable:
+        """The picture, if it can be made as large as the model takes it."""
+        if isinstance(item, Item):
+            try:
+                self._preprocess.check_size(item.image.size)
+            except OSError as error:
+                return Unreadable(item.index, item.file, str(error))
+        return item
 
     def probe(self, item: Item) -> None:
         """Explains one picture by each method that was given options: values that are wrong are found at once."""

@@ -78,13 +78,13 @@ class Preprocess:
     def picture(self, image: Image.Image, name: str) -> Picture:
         """A PIL image, resized and cropped as the model's transform does it."""
         original = image if image.mode == "RGB" and not image.info else upright(image)
-        self._check_size(original.size)
+        self.check_size(original.size)
         cropped = self._geometry(original)
         array = torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
         pixels = array.to(self.dtype) / 255
         return Picture(self._as_channels(pixels), name, original)
 
-    def _check_size(self, size: tuple[int, int]) -> None:
+    def check_size(self, size: tuple[int, int]) -> None:
         """Raises OSError for what is so long that, resized by its shorter side, it would have too many pixels."""
         limit = Image.MAX_IMAGE_PIXELS
         if limit is None or self._transform["crop_mode"] == "squash":

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import lively, saved
+from conftest import lively, saved, texture
 from evaluating import FLOORS, PICTURES, RECIPE, arguments, figures, main, make_place, rows, written
+from PIL import Image
 from pyarrow import parquet
 from torch import nn
 
@@ -320,6 +321,27 @@ def test_pictures_that_cannot_be_read_are_told(place: Path, tmp_path: Path) -> N
     main(argv)  # once it is mended
     assert len({r["file"] for r in rows(tmp_path / "out")}) == 3
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["unreadable"] == []
+
+
+def test_a_picture_too_long_to_be_resized_is_listed(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, image in enumerate((Image.new("RGB", (60_000, 1)), texture((40, 50)))):
+        image.save(folder / f"{i}.png")
+    network = [
+        "--model",
+        "test_resnet",
+        "--checkpoint",
+        str(place / "test_resnet.safetensors"),
+        "--data-dir",
+        str(folder),
+    ]
+    how = ["--methods", "gradcam:layer=layer4", "--metrics", "recognition", "--target", "predicted"]
+    main([*network, *how, "--output", str(tmp_path / "out")])
+    (entry,) = json.loads((tmp_path / "out" / "summary.json").read_text())["unreadable"]
+    assert entry["file"] == "0.png"
+    assert "too long to be resized" in entry["why"]
+    assert {row["file"] for row in rows(tmp_path / "out")} == {"1.png"}
 
 
 def test_one_process_where_two_were_asked_for_is_told(place: Path, tmp_path: Path) -> None:
