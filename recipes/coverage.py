@@ -3,8 +3,8 @@
     python recipes/coverage.py --output docs/coverage.md
     python recipes/coverage.py --all --output docs/coverage_all.md
 
-`--all` takes every architecture of timm with up to 400 M parameters (hours). It notes each model in a journal beside
-the table, and a run that was stopped goes on after the last one.
+`--all` takes every architecture of timm with up to 400 M parameters (hours). The table is written after each of them; a
+run that was stopped goes on from there, and tries what raised again.
 
 Networks are untrained (no download), their weights drawn with a fixed seed. Weights that start at zero (some
 classifiers and last norms of blocks) get ones or noise: no explanation can show what the weights suppress. Where the
@@ -22,14 +22,11 @@ for more than 320 pixels that take any size get 224. For each model:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
-import json
 import time
 import warnings
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +37,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import interp_zoo
+from interp_zoo.files import write_whole
 
 MAX_PIXELS, SMALL_PIXELS = 320, 224  # networks made for larger pictures than the first get pictures of the second
 LARGEST = 400_000_000  # parameters of a model that --all takes
 CHECKS = ("logits", "map", "alone", "align", "trace")
+MARKS = {True: "pass", False: "**fail**", None: ""}
+BEGUN, AGAIN, DIED = "begun", "begun again", "the process died twice"  # notes on models that never came to an end
 
 
 @dataclass
@@ -209,8 +209,22 @@ def fingerprint(model: nn.Module) -> list[Any]:
 def cell(value: Any) -> str:
     """A table cell."""
     if isinstance(value, bool) or value is None:
-        return {True: "pass", False: "**fail**", None: ""}[value]
+        return MARKS[value]
     return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def read(file: Path) -> dict[str, Row]:
+    """The rows of a table that was written before, by model; none if there is none."""
+    names = [f.name for f in fields(Row)]
+    meant = {text: mark for mark, text in MARKS.items()}
+    rows: dict[str, Row] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        cells = [part.strip() for part in line.split("|")[1:-1]]
+        if len(cells) == len(names) and cells[0] != names[0] and set(line) != set("|-"):
+            kept: dict[str, Any] = dict(zip(names, cells, strict=True))
+            kept |= {"seconds": float(kept["seconds"])} | {check: meant[kept[check]] for check in CHECKS}
+            rows[kept["model"]] = Row(**kept)
+    return rows
 
 
 def table(rows: list[Row], command: str, which: str) -> str:
@@ -250,13 +264,18 @@ def main() -> None:
         parser.error(f"--modules: timm has no {', '.join(sorted(unknown))}")
     warnings.filterwarnings("ignore", message="map .* is blank")  # untrained networks speak against many a class
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
-    for row in journalled(wanted, args.output.with_suffix(".jsonl")) if args.all else each(wanted):
-        rows.append(row)
-        print(f"{len(rows)} {row.module}: {row.model} at {row.cut}, {'pass' if row.passed else row}", flush=True)
     command = "python recipes/coverage.py" + " --all" * args.all + f" --modules {args.modules}" * bool(args.modules)
     which = "every timm model of up to 400 M parameters" if args.all else "the smallest model of each of timm's modules"
-    args.output.write_text(table(rows, command, f"{which}, and all of this package's own"))
+
+    def write(rows: Iterable[Row]) -> None:
+        write_whole(args.output, table(list(rows), command, f"{which}, and all of this package's own"))
+
+    there = read(args.output) if args.all else {}
+    rows: dict[str, Row] = {}
+    for row in resumed(wanted, there, write) if args.all else each(wanted):
+        rows[row.model] = row
+        print(f"{len(rows)} {row.module}: {row.model} at {row.cut}, {'pass' if row.passed else row}", flush=True)
+    write({**rows, **there}.values())  # those of modules that were not asked for now stay
 
 
 def each(modules: list[str]) -> Iterator[Row]:
@@ -266,37 +285,27 @@ def each(modules: list[str]) -> Iterator[Row]:
             yield explain(module, name)
 
 
-def journalled(modules: list[str], file: Path) -> Iterator[Row]:
-    """The rows of all models of some modules that are not too large; those that stand in a file are taken from it."""
-    there: dict[str, Row] = {}
-    begun: Counter[str] = Counter()  # how often, of those that never came to an end
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        with contextlib.suppress(ValueError):  # cut off when the run was stopped
-            entry = json.loads(line)
-            if name := entry.get("begun"):
-                begun[name] += 1
-            elif entry["cut"]:  # what raised is tried again
-                there[entry["model"]] = Row(**entry)
-                del begun[entry["model"]]
-    with file.open("a", encoding="utf-8") as journal:
+def resumed(modules: list[str], rows: dict[str, Row], write: Callable[[Iterable[Row]], None]) -> Iterator[Row]:
+    """The rows of all models of some modules that are not too large; those that are there need not be made.
 
-        def note(entry: dict[str, Any]) -> None:
-            journal.write(json.dumps(entry) + "\n")
-            journal.flush()
-
-        journal.write("\n")  # after what may be cut off
-        for module in modules:
-            for name in interp_zoo.list_models() if module == OWN else list_models(module=module):
-                if name in there:
-                    yield there[name]
-                elif begun[name] >= 2:  # it would take this process with it, too
-                    yield Row(module, name, note="the process died twice")
-                elif (parameters(name) or 0) <= LARGEST:
-                    note({"begun": name})
-                    row = explain(module, name)
-                    note(asdict(row))
-                    gc.collect()
-                    yield row
+    Args:
+        modules: of timm, or this package.
+        rows: what is there, by model.
+        write: keeps all rows, those of models that were begun too: those may take this process with them.
+    """
+    for module in modules:
+        for name in interp_zoo.list_models() if module == OWN else list_models(module=module):
+            old = rows.get(name) or Row(module, name)
+            if not old.cut and old.note in (AGAIN, DIED):
+                rows[name] = Row(module, name, note=DIED)
+            elif not old.cut and (parameters(name) or 0) <= LARGEST:
+                rows[name] = Row(module, name, note=AGAIN if old.note == BEGUN else BEGUN)
+                write(rows.values())
+                rows[name] = explain(module, name)
+                write(rows.values())
+                gc.collect()
+            if name in rows:
+                yield rows[name]
 
 
 if __name__ == "__main__":

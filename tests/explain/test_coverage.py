@@ -135,8 +135,7 @@ def test_all_of_timm_goes_on_where_it_was(recipe: ModuleType, tmp_path: Path, mo
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             recipe.main()
-    with output.with_suffix(".jsonl").open("a") as journal:
-        journal.write('{"module": "cut o')
+    assert "Of 2 models 1 pass every check" in output.read_text()  # a table of what is done so far
     assert asked == [names[0], deadly, deadly]  # what was under way is tried again, what is done is not
     recipe.main()
     assert asked[3:] == names[2:]  # and what died twice is left alone
@@ -144,8 +143,12 @@ def test_all_of_timm_goes_on_where_it_was(recipe: ModuleType, tmp_path: Path, mo
     assert "`python recipes/coverage.py --all --modules vgg,starnet`" in written
     assert f"Of {len(names)} models {len(names) - 2} pass every check" in written
     assert "the process died twice" in written
+    monkeypatch.setattr(sys, "argv", ["coverage.py", "--all", "--modules", "vgg", "--output", str(output)])
+    recipe.main()
+    monkeypatch.setattr(sys, "argv", ["coverage.py", "--all", "--modules", "starnet", "--output", str(output)])
     recipe.main()
     assert asked[3 + len(names) - 2 :] == [raising]  # what raised may have been mended
+    assert list(recipe.read(output)) == names
 
 
 def test_what_fails_stands_in_the_table(recipe: ModuleType) -> None:
@@ -154,3 +157,14 @@ def test_what_fails_stands_in_the_table(recipe: ModuleType) -> None:
     assert "no_such_model" in row.note
     assert "\n" not in row.note
     assert "|" not in row.note
+
+
+def test_a_table_is_read_back_as_it_was_written(recipe: ModuleType) -> None:
+    file = ROOT / "docs" / "coverage.md"
+    rows = recipe.read(file)
+    written = recipe.table(list(rows.values()), "", "").splitlines()
+    assert [line for line in file.read_text().splitlines() if line.startswith("|")] == [
+        line for line in written if line.startswith("|")
+    ]
+    assert len(rows) > 100
+    assert recipe.read(file.with_name("none.md")) == {}
