@@ -162,20 +162,19 @@ def check(row: Row, model: nn.Module) -> None:
     row.map &= (exp.cost.forward, exp.cost.backward) == (1, 1)
     alone = explainer(x[1:], target=2)
     row.alone = bool(torch.allclose(alone.raw[0], exp.raw[1], rtol=1e-3, atol=1e-3 * exp.raw[1].abs().max().item()))
-    row.logits = tail_is_the_model(explainer, x)
+    row.logits = tail_is_the_model(explainer, x[:1])
     row.align, row.note = alignment(explainer, x[:1], plain)
     row.trace = fingerprint(model) == before
 
 
 def tail_is_the_model(explainer: interp_zoo.Explainer, x: Tensor) -> bool:
-    """Whether the tail, on each picture's own features twice, gives the model's own logits."""
+    """Whether the tail, on a picture's own features twice, gives the model's own logits."""
     with explainer.anatomy(x) as (anatomy, pixels):
         split = anatomy.split(pixels)
         with torch.no_grad():
             want = anatomy.logits(pixels)
-            got = [anatomy.tail(pixels, i, split.maps.detach()[[i, i]]) for i in range(len(x))]
-    scale = want.abs().max().item()
-    return all(torch.allclose(g, w.expand_as(g), rtol=1e-3, atol=1e-3 * scale) for g, w in zip(got, want, strict=True))
+            got = anatomy.tail(pixels, 0, split.maps.detach()[[0, 0]])
+    return torch.allclose(got, want.expand_as(got), rtol=1e-3, atol=1e-3 * want.abs().max().item())
 
 
 def alignment(explainer: interp_zoo.Explainer, x: Tensor, plain: Tensor) -> tuple[bool, str]:

@@ -158,22 +158,21 @@ class CutFinder:
             view = self._view(features) if isinstance(features, Tensor) else None
             if view is None:
                 return None
-            with torch.no_grad():
-                logits = logits_of(self.model.forward_head(features.clone()))  # type: ignore[operator]
-                want = logits_of(self.model(self.x))
             with classifier_inputs(self.model) as seen, torch.enable_grad():
                 # which places are read does not hang on the values, but a saturated attention lets no gradient through
                 leaf = (features / features.abs().amax().clamp_min(1e-6)).detach().requires_grad_()
                 small = logits_of(self.model.forward_head(leaf.clone()))  # type: ignore[operator]
-                objective = projection(seen or [small])
+                (gradient,) = torch.autograd.grad(projection(seen or [small]), leaf, allow_unused=True)
+            if gradient is None or _share_of_places(view.maps(gradient)) < _MIN_SUPPORT:
+                return None
+            with torch.no_grad():
+                logits = logits_of(self.model.forward_head(features.clone()))  # type: ignore[operator]
+                want = logits_of(self.model(self.x))
         except torch.OutOfMemoryError:
             raise  # says nothing about where to cut
         except (TypeError, RuntimeError, NotImplementedError, AttributeError, ValueError):
             return None  # not made up of the two: the other way of finding a cut says what is wrong
         if logits.shape != want.shape or not torch.allclose(logits, want, rtol=1e-3, atol=1e-4):
-            return None
-        (gradient,) = torch.autograd.grad(objective, leaf, allow_unused=True)
-        if gradient is None or _share_of_places(view.maps(gradient)) < _MIN_SUPPORT:
             return None
         names = [c.name for c, o in zip(recorder.calls, recorder.outputs, strict=True) if o is features]
         name = names[-1] if names else WHOLE_HEAD  # the outermost layer that returns the features
@@ -248,27 +247,25 @@ class CutFinder:
     def _cut(self, c: _Candidate, recorder: Recorder, *, bottleneck: bool) -> Cut:
         tapped = [name for name, module in self.model.named_modules() if is_tapped(module)]
         before = finished_before(recorder.calls, c.call, tapped)
-        batched = self._batched({*before, c.call.name})
+        batched = self._batched({*before, c.call.name}, recorder)
         where, layout = (c.call.name, c.call.index, c.branches, before, batched), self.memory_format
         return Cut(*where, head=False, bottleneck=bottleneck, memory_format=layout)
 
-    def _batched(self, names: set[str]) -> frozenset[tuple[str, int, Path]]:
-        """The tensors in the outputs of the named layers that are twice as long for two pictures as for one."""
-        lengths: list[dict[tuple[str, int, Path], int]] = []
-        for x in (self.x[:2], self.x[:1]):
-            with ExitStack() as stack, torch.no_grad():
-                recorder = Recorder(self.model, stack)
-                self.model(x)
-            lengths.append(
-                {
-                    (c.name, c.index, path): len(t)
-                    for c, o in zip(recorder.calls, recorder.outputs, strict=True)
-                    for path, t in tensors(o)
-                    if c.name in names and t.ndim
-                }
-            )
-        two, one = lengths
-        return frozenset(key for key, length in two.items() if length == 2 * one.get(key, 0))
+    def _batched(self, names: set[str], all_pictures: Recorder) -> frozenset[tuple[str, int, Path]]:
+        """The tensors in the outputs of the named layers that are so much longer for all pictures than for one."""
+        with ExitStack() as stack, torch.no_grad():
+            one_picture = Recorder(self.model, stack)
+            self.model(self.x[:1])
+        many, one = (
+            {
+                (c.name, c.index, path): len(t)
+                for c, o in zip(recorder.calls, recorder.outputs, strict=True)
+                for path, t in tensors(o)
+                if c.name in names and t.ndim
+            }
+            for recorder in (all_pictures, one_picture)
+        )
+        return frozenset(key for key, length in many.items() if length == len(self.x) * one.get(key, 0))
 
 
 @contextmanager
