@@ -10,7 +10,7 @@ Networks are untrained (no download), their weights drawn with a fixed seed. Wha
 (some classifiers, last norms of blocks, LeViT's biases by distance) starts at something else. Where the signal fades
 out all the same, or rounding grows from layer to layer, all checks are made again, on the network with BatchNorm
 statistics of four random pictures, or in float64. The smallest model of a module is the one with the fewest parameters.
-Networks made for more than 320 pixels that take any size get 224. For each model:
+Networks made for more than 320 pixels get 224; those bound to a size are built for that where timm can. For each model:
 
 - logits: the tail on the unchanged map gives the model's own logits;
 - map: Grad-CAM's raw map is finite and not constant, from one forward and one tail backward pass for each picture;
@@ -40,7 +40,7 @@ from torch.nn import functional as F
 import interp_zoo
 from interp_zoo.files import write_whole
 
-MAX_PIXELS, SMALL_PIXELS = 320, 224  # networks made for larger pictures than the first get pictures of the second
+MAX_PIXELS, SMALL_PIXELS = 320, 224  # networks made for larger pictures than the first get the second
 LARGEST = 400_000_000  # parameters of a model that --all takes
 CHECKS = ("logits", "map", "alone", "align", "trace")
 MARKS = {True: "pass", False: "**fail**", None: ""}
@@ -105,7 +105,10 @@ def build(name: str, *, calibrated: bool = False, wide: bool = False, **kwargs: 
         kwargs: for timm.create_model.
     """
     torch.manual_seed(0)
-    model: nn.Module = timm.create_model(name, **kwargs).eval()
+    model: nn.Module = timm.create_model(name, **kwargs)
+    if "img_size" in kwargs:
+        cfg: Any = model.pretrained_cfg
+        cfg["input_size"] = (3, kwargs["img_size"], kwargs["img_size"])
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and not bool(weight.any()):
@@ -126,6 +129,20 @@ def build(name: str, *, calibrated: bool = False, wide: bool = False, **kwargs: 
     return model.eval().double() if wide else model.eval()
 
 
+def smaller(name: str) -> dict[str, int]:
+    """What builds a network for fewer pixels, if it is bound to many, and timm can."""
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not cfg.fixed_input_size or max(cfg.input_size) <= MAX_PIXELS:
+        return {}
+    with torch.device("meta"), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            timm.create_model(name, img_size=SMALL_PIXELS).eval()(torch.zeros(1, 3, SMALL_PIXELS, SMALL_PIXELS))
+        except Exception:  # each network refuses in its own way
+            return {}
+    return {"img_size": SMALL_PIXELS}
+
+
 def is_batch_norm(module: nn.Module) -> bool:
     """Whether a layer has running statistics."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -141,6 +158,7 @@ def explain(module: str, name: str, **kwargs: Any) -> Row:
 
 def _explain(module: str, name: str, **kwargs: Any) -> Row:
     row = Row(module, name)
+    kwargs = smaller(name) | kwargs
     model = build(name, **kwargs)
     check(row, model)
     others: dict[str, dict[str, Any]] = {"in float64": {"wide": True}}
