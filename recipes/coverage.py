@@ -4,7 +4,7 @@
     python recipes/coverage.py --all --output docs/coverage_all.md
 
 `--all` takes every architecture of timm with up to 400 M parameters (hours). The table is written after each of them; a
-run that was stopped goes on from there, and tries what raised again.
+run that was stopped goes on from there, and tries what failed again.
 
 Networks are untrained (no download), their weights drawn with a fixed seed. What starts at zero and would hide the rest
 (some classifiers, last norms of blocks, LeViT's biases by distance) starts at something else. Where the signal fades
@@ -43,6 +43,7 @@ from interp_zoo.files import write_whole
 MAX_PIXELS, SMALL_PIXELS = 320, 224  # networks made for larger pictures than the first get the second
 LARGEST = 400_000_000  # parameters of a model that --all takes
 CHECKS = ("logits", "map", "alone", "align", "trace")
+VERSION = f"timm {timm.__version__} "
 MARKS = {True: "pass", False: "**fail**", None: ""}
 BEGUN, AGAIN, DIED = "begun", "begun again", "the process died twice"  # notes on models that never came to an end
 
@@ -260,11 +261,12 @@ def cell(value: Any) -> str:
 
 
 def read(file: Path) -> dict[str, Row]:
-    """The rows of a table that was written before, by model; none if there is none."""
+    """The rows of a table that was written before with this timm, by model; none if there is none."""
     names = [f.name for f in fields(Row)]
     meant = {text: mark for mark, text in MARKS.items()}
     rows: dict[str, Row] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    for line in text.splitlines() if f" with {VERSION}" in text else ():
         cells = [part.strip() for part in line.split("|")[1:-1]]
         if len(cells) == len(names) and cells[0] != names[0] and set(line) != set("|-"):
             kept: dict[str, Any] = dict(zip(names, cells, strict=True))
@@ -281,7 +283,7 @@ def table(rows: list[Row], command: str, which: str) -> str:
     lines = [
         "# Coverage of timm",
         "",
-        f"Written by `{command}` with timm {timm.__version__} and torch {torch.__version__.partition('+')[0]}: "
+        f"Written by `{command}` with {VERSION}and torch {torch.__version__.partition('+')[0]}: "
         f"{which}, untrained, no layer named. "
         f"Of {len(rows)} models {sum(row.passed for row in rows)} pass every check ({counts}).",
         "",
@@ -302,8 +304,12 @@ def main() -> None:
     parser.add_argument(
         "--all", action="store_true", help="every model with up to 400 M parameters; goes on where it was"
     )
-    parser.add_argument("--output", type=Path, default=Path("docs/coverage.md"), help="the table, in Markdown")
+    parser.add_argument("--output", type=Path, help="the table, in Markdown (docs/coverage.md, docs/coverage_all.md)")
     args = parser.parse_args()
+    if args.output is None:
+        if args.modules:
+            parser.error("--modules makes a part of the table: say where it is to be written with --output")
+        args.output = Path("docs", "coverage_all.md" if args.all else "coverage.md")
     known = [*timm_modules(), OWN]
     wanted: list[str] = args.modules.split(",") if args.modules else known
     if unknown := set(wanted) - set(known):
@@ -342,9 +348,9 @@ def resumed(modules: list[str], rows: dict[str, Row], write: Callable[[Iterable[
     for module in modules:
         for name in interp_zoo.list_models() if module == OWN else list_models(module=module):
             old = rows.get(name) or Row(module, name)
-            if not old.cut and old.note in (AGAIN, DIED):
+            if old.note in (AGAIN, DIED):
                 rows[name] = Row(module, name, note=DIED)
-            elif not old.cut and (parameters(name) or 0) <= LARGEST:
+            elif not old.passed and (parameters(name) or 0) <= LARGEST:
                 rows[name] = Row(module, name, note=AGAIN if old.note == BEGUN else BEGUN)
                 write(rows.values())
                 rows[name] = explain(module, name)

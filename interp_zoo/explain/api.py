@@ -18,7 +18,7 @@ from interp_zoo.explain.inputs import Picture, Preprocess, is_many, load
 from interp_zoo.explain.labels import Labels
 from interp_zoo.explain.methods import get_method
 from interp_zoo.explain.progress import progress_bar
-from interp_zoo.explain.rounds import in_rounds, stack, within_memory
+from interp_zoo.explain.rounds import in_rounds, stack
 from interp_zoo.explain.targets import Request, Target
 from interp_zoo.explain.wrappers import admitted, warn_of_probabilities
 from interp_zoo.memory import FORWARD_PIXELS, at_once
@@ -160,8 +160,8 @@ class Explainer:
             def run(pixels: Tensor, _rows: list[int]) -> Tensor:
                 return anatomy.split(pixels).maps.detach()
 
-            parts = within_memory(run, stack(kept, anatomy), list(range(len(kept))), anatomy)
-            return torch.cat([maps for _, maps in parts])
+            every = Request(0, pictures=len(kept), single=False, labels=Labels(self.model))
+            return torch.cat([maps for _, maps in in_rounds(run, every, kept, anatomy)])
 
     @contextmanager
     def anatomy(self, x: Any) -> Iterator[tuple[Anatomy, Tensor]]:
@@ -192,6 +192,11 @@ class Explainer:
             labels=Labels(self.model),
             multi_label=self._multi_label,
         )
+        if request.function is None and getattr(self.model, "num_classes", None) == 0:
+            raise ValueError(
+                "`model` has no classifier (num_classes=0), so there is no class to explain: give a function of its "
+                "output as `target`, or the model with its classes"
+            )
         read = {old: new for new, old in enumerate(i for i, p in enumerate(pictures) if p is not None)}
         request.rows = [(read[i], what) for i, what in request.rows if i in read]
         return request, [p for p in pictures if p is not None]
@@ -231,7 +236,7 @@ class Explainer:
         raw = self._method.function(anatomy, pixels, target, **self._options).detach()
         if target.function is None:  # logits that are not finite explain nothing, whatever the method makes of them
             raw = raw.masked_fill(~split.logits.detach().isfinite().all(1)[:, None, None], torch.nan)
-            warn_of_probabilities(split.logits.detach(), multi_label=self._multi_label)
+            warn_of_probabilities(split.logits, multi_label=self._multi_label)
         saliency = finish(raw, (pixels.shape[2], pixels.shape[3]), rows)
         with torch.no_grad():
             before = target.plain.probability(split.logits.detach())
@@ -323,7 +328,7 @@ def finish(raw: Tensor, size: tuple[int, int], rows: Sequence[int]) -> Tensor:
             why = "the method gave values that are not finite (logits too large for the model's precision?)"
         elif bool((raw[i] == raw[i].flatten()[0]).all()):
             value = raw[i].flatten()[0].item()
-            why = f"the method gave {value:.3g} everywhere (the target's score may not depend on the picture)"
+            why = f"the method gave {value:.3g} everywhere (the target's score may not depend on this layer)"
         elif bool((raw[i] <= 0).all()):
             why = "the method gave no value above 0 (nothing speaks for this target at this layer)"
         else:

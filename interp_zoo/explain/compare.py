@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class Comparison:
         for row in range(min(len(first), rows)):
             image = render.to_image(first._pictures[row].pixels)
             p = first.probability[row].item()
-            cells = [(image, f"{first.label[row]}\n{100 * p:.1f} %")]
+            cells = [(image, first.label[row] + (f"\n{100 * p:.1f} %" if math.isfinite(p) else ""))]
             cells += [(exp._overlay(row, "input"), self._caption(exp, row)) for exp in self.explanations.values()]
             table.append(cells)
         return render.table(table, ["picture", *self.explanations])
@@ -76,8 +77,11 @@ class Comparison:
     @staticmethod
     def _caption(exp: Explanation, row: int) -> str:
         before, after = exp.probability[row : row + 1], exp.masked_probability[row : row + 1]
+        cost = str(exp.cost).replace(" passes, ", "\n")
+        if not math.isfinite(before.item()):  # a function of the output has no probability
+            return cost
         drop, gain = average_drop(before, after).item(), average_gain(before, after).item()
-        return f"AD {drop:.1f}   AG {gain:.1f}\n{str(exp.cost).replace(' passes, ', chr(10))}"
+        return f"AD {drop:.1f}   AG {gain:.1f}\n{cost}"
 
 
 def compare(

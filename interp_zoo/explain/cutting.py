@@ -14,7 +14,6 @@ how many of their places the classifier's input has a gradient. The cut is
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +28,7 @@ from interp_zoo.explain.branches import Branches, Path, map_tensors, tensors
 from interp_zoo.explain.grid import GridView, find_view
 from interp_zoo.explain.outputs import logits_of
 from interp_zoo.explain.replay import Call, Recorder, finished_before, hook
+from interp_zoo.explain.wrappers import check_inputs, check_size, networks
 from interp_zoo.models.taps import is_tapped
 from interp_zoo.words import nearest
 
@@ -84,12 +84,15 @@ class CutFinder:
         self.x = x.contiguous(memory_format=memory_format)
         self.memory_format = memory_format
         self.size = (int(x.shape[2]), int(x.shape[3]))
-        info = getattr(model, "feature_info", None)
+        within = networks(model)
+        says = within[0] if len(within) == 1 else model  # the network in a module of the user's
+        info = getattr(says, "feature_info", None)
         infos = info if isinstance(info, list) else getattr(info, "info", [])
         self.strides = sorted({int(i["reduction"]) for i in infos if isinstance(i, dict) and i.get("reduction")})
-        prefix = getattr(model, "num_prefix_tokens", None)
+        prefix = getattr(says, "num_prefix_tokens", None)
         self.prefix = prefix if isinstance(prefix, int) else None
-        self.channels_last = getattr(model, "output_fmt", "") == "NHWC"
+        self.channels_last = getattr(says, "output_fmt", "") == "NHWC"
+        self.grids: set[tuple[int, int]] = set()  # of maps that were seen: tokens are made of such
 
     def find(self) -> Cut:
         """The cut for explanations, see the module's text.
@@ -155,6 +158,7 @@ class CutFinder:
             with ExitStack() as stack, torch.no_grad():
                 recorder = Recorder(self.model, stack)
                 features = self.model.forward_features(self.x)  # type: ignore[operator]
+            self._see(recorder)
             view = self._view(features) if isinstance(features, Tensor) else None
             if view is None:
                 return None
@@ -186,15 +190,21 @@ class CutFinder:
             recorder = Recorder(self.model, stack, alias=True)
             seen = stack.enter_context(classifier_inputs(self.model))
             logits = logits_of(self.model(self.x.clone().requires_grad_().clone()))
+            self._see(recorder)
             return recorder, logits.detach(), projection(seen or [logits])
+
+    def _see(self, recorder: Recorder) -> None:
+        """Remembers the grids of all maps (B, C, h, w)."""
+        found = [t.shape for o in recorder.outputs for _, t in tensors(o) if t.ndim == 4]
+        views = [find_view(tuple(shape), self.size) for shape in found if shape[0] == len(self.x)]
+        self.grids |= {(view.h, view.w) for view in views if view is not None and view.layout == "NCHW"}
 
     def _view(self, tensor: Tensor) -> GridView | None:
         pooled = tensor.ndim == 3 and tensor.shape[2] == 1  # channels (B, C, 1), not tokens of one channel
         if tensor.shape[0] != self.x.shape[0] or not tensor.is_floating_point() or pooled:
             return None
-        return find_view(
-            tuple(tensor.shape), self.size, strides=self.strides, prefix=self.prefix, channels_last=self.channels_last
-        )
+        hints: dict[str, Any] = {"strides": self.strides, "grids": self.grids, "prefix": self.prefix}
+        return find_view(tuple(tensor.shape), self.size, channels_last=self.channels_last, **hints)
 
     def _branches(self, output: object) -> Branches | None:
         views = [(path, self._view(t)) for path, t in tensors(output) if t.ndim in (3, 4)]
@@ -319,7 +329,7 @@ def find_cut(model: nn.Module, shape: tuple[int, int, int], layer: str | nn.Modu
     if key not in found:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(2, *shape, generator=generator).to(parameter.device, parameter.dtype)
-        _check_inputs(model)
+        check_inputs(model)
         try:
             found[key] = _find(CutFinder(model, x, torch.channels_last), layer)
         except AssertionError as error:  # timm's networks check the size so
@@ -329,6 +339,7 @@ def find_cut(model: nn.Module, shape: tuple[int, int, int], layer: str | nn.Modu
             if isinstance(first, nn.Conv3d) and not isinstance(error, torch.OutOfMemoryError):
                 raise ValueError("`model` is for video or volumes, which are out of scope here: see captum") from error
             if "view" not in str(error):
+                check_size(model, x)
                 raise
             found[key] = _find(CutFinder(model, x, torch.contiguous_format), layer)  # it views what is not contiguous
     return found[key]
@@ -336,17 +347,6 @@ def find_cut(model: nn.Module, shape: tuple[int, int, int], layer: str | nn.Modu
 
 def _find(finder: CutFinder, layer: str | None) -> Cut:
     return finder.find() if layer is None else finder.at(layer)
-
-
-def _check_inputs(model: nn.Module) -> None:
-    parameters = inspect.signature(model.forward).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind in kinds]
-    if len(needed) > 1:
-        raise ValueError(
-            f"`model` takes several inputs ({', '.join(needed)}), but only pictures are explained: wrap it so that it "
-            "takes the pictures alone (captum explains several)"
-        )
 
 
 def _structure(model: nn.Module) -> int:

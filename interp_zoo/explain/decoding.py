@@ -134,7 +134,9 @@ def from_array(array: np.ndarray[Any, Any], name: str) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not array.size or (array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4))):
-        raise ValueError(f"`img` {name} is an array of shape {array.shape}, but must be (H, W) or (H, W, 3), RGB")
+        turned = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+        hint = ": give img.transpose(1, 2, 0)" if turned else ""
+        raise ValueError(f"`img` {name} is an array of shape {array.shape}, but must be (H, W) or (H, W, 3), RGB{hint}")
     if array.dtype == np.uint8:
         return Image.fromarray(np.ascontiguousarray(array))
     if array.dtype == np.bool_:

@@ -122,6 +122,7 @@ class Explanation:
         if storing.holds_numbers(path):
             storing.write(self, path)
             return [path]
+        self._check_pictures()
         files = [self._file(path, row) for row in range(len(self))]
         for row, file in enumerate(files):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -144,9 +145,12 @@ class Explanation:
         fields = storing.read(Path(path))
         return cls(**{**fields, "cost": Cost(**fields["cost"])})
 
-    def _overlay(self, row: int, on: str) -> Image:
+    def _check_pictures(self) -> None:
         if not self._pictures:
             raise ValueError("this explanation was read from JSON, which holds no pictures: save it as .npz as well")
+
+    def _overlay(self, row: int, on: str) -> Image:
+        self._check_pictures()
         picture = self._pictures[row]
         if on == "input":
             return render.overlay(render.to_image(picture.pixels), self.saliency[row])
@@ -164,8 +168,10 @@ class Explanation:
         number = f"_{row}" if stems.count(stems[row]) > 1 else ""
         return path / f"{stems[row]}_{self.method}{number}.png"
 
-    def _repr_png_(self) -> bytes:
-        """Shows itself in a notebook: the overlays side by side (the first eight)."""
+    def _repr_png_(self) -> bytes | None:
+        """Shows itself in a notebook: the overlays side by side (the first eight); as text without pictures."""
+        if not self._pictures:
+            return None
         return render.png(render.row([self._overlay(row, "input") for row in range(min(len(self), 8))]))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
 
-MAX_PREFIX_TOKENS = 5
+MAX_PREFIX_TOKENS = 5  # of networks that do not say how many they have
 # How far the grid's aspect ratio may be from the picture's: padding and valid convolutions move it by a row or two.
 ASPECT_TOLERANCE = 0.3
 
@@ -59,6 +59,7 @@ def find_view(
     strides: Iterable[int] = (),
     prefix: int | None = None,
     channels_last: bool = False,
+    grids: Iterable[tuple[int, int]] = (),
 ) -> GridView | None:
     """How a tensor of `shape` (batch first) can be seen as a grid over a picture of `size` (H, W); None if it can't.
 
@@ -68,13 +69,14 @@ def find_view(
         strides: the network's known reductions; they decide where more than one grid fits.
         prefix: the network's own number of prefix tokens, tried first.
         channels_last: whether an ambiguous 4-D shape is (B, h, w, C).
+        grids: (h, w) of maps elsewhere in the network, such as those that tokens were made of.
     """
     known = {(math.ceil(size[0] / s), math.ceil(size[1] / s)) for s in strides if s}
     known |= {(size[0] // s, size[1] // s) for s in strides if s}
     if len(shape) == 4:
         return _find_4d(shape, size, known, channels_last)
     if len(shape) == 3:
-        return _find_3d(shape, size, known, prefix)
+        return _find_3d(shape, size, known | set(grids), prefix)
     return None
 
 
@@ -105,7 +107,7 @@ def _find_3d(
     shape: tuple[int, ...], size: tuple[int, int], known: set[tuple[int, int]], prefix: int | None
 ) -> GridView | None:
     options: list[tuple[tuple[bool, bool, int], GridView]] = []
-    for p in range(min(MAX_PREFIX_TOKENS, shape[1]) + 1):
+    for p in sorted({*range(MAX_PREFIX_TOKENS + 1), prefix or 0}):
         grid = _factor(shape[1] - p, size, known)
         if grid is not None:
             rank = (grid not in known, p != prefix and prefix is not None, p)

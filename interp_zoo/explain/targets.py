@@ -185,6 +185,10 @@ class Request:
             return PREDICTED
         if isinstance(one, str):
             return one if one in (PREDICTED, LEAST_LIKELY) else self.labels.index(one)
+        if callable(one):
+            raise TypeError(
+                "`target` has a function in a list: give one function of the logits alone, for all pictures"
+            )
         if isinstance(one, bool) or not hasattr(one, "__index__"):
             raise TypeError(
                 "`target` must be a class index, a label, 'predicted', 'least_likely', a contrast, a list of these, or "

@@ -6,11 +6,14 @@ normalisation before it) is part of the model, and is asked through the timm net
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from timm.utils import ModelEma, ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from interp_zoo import memory
 from interp_zoo.told import warn
 
 _TRANSPARENT = (
@@ -66,7 +69,7 @@ def admitted(model: nn.Module, device: str | torch.device | None) -> nn.Module:
     if len(devices) > 1:
         raise ValueError(f"`model` is spread over {', '.join(devices)}: move it to one device with model.to(...) first")
     parameter = next(model.parameters(), None)
-    if parameter is not None and device is not None and str(device).partition(":")[0] != parameter.device.type:
+    if parameter is not None and device is not None and _elsewhere(str(device), parameter.device):
         raise ValueError(
             f"`device` is {device}, but the model is on {parameter.device}: move it with model.to(...) first"
         )
@@ -75,6 +78,40 @@ def admitted(model: nn.Module, device: str | torch.device | None) -> nn.Module:
             "`model` was made under torch.inference_mode, which forbids gradients for good: make it outside"
         )
     return model
+
+
+def _elsewhere(asked: str, there: torch.device) -> bool:
+    kind, _, index = asked.partition(":")
+    return kind != there.type or (bool(index) and there.index is not None and index != str(there.index))
+
+
+def check_size(model: nn.Module, x: Tensor) -> None:
+    """Raises ValueError if a model, left alone, cannot take pictures of the size of `x` (B, channels, H, W)."""
+    try:
+        with torch.no_grad():
+            model(x)
+    except RuntimeError as error:
+        if memory.ran_out(error) or not any(word in str(error) for word in ("size", "shape", "dimension")):
+            return  # the model's own trouble
+        size = " x ".join(map(str, x.shape[2:]))
+        raise ValueError(
+            f"`model` cannot take pictures of {size} ({' '.join(str(error).split())}): if it was built for another "
+            'size, say so with data_config={"input_size": (channels, H, W)}'
+        ) from error
+
+
+def check_inputs(model: nn.Module) -> None:
+    """Raises ValueError if a model takes more than pictures."""
+    parameters = inspect.signature(model.forward).parameters
+    rest = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind not in rest]
+    if "pixel_values" in parameters and next(iter(parameters)) != "pixel_values":  # Hugging Face's of text and pictures
+        needed = list(parameters)[:3]
+    if len(needed) > 1:
+        raise ValueError(
+            f"`model` takes several inputs ({', '.join(needed)}), but only pictures are explained: wrap it so that it "
+            "takes the pictures alone (captum explains several)"
+        )
 
 
 def networks(model: nn.Module) -> list[nn.Module]:
@@ -94,16 +131,24 @@ def hugging_face(model: nn.Module) -> nn.Module | None:
 
 
 def warn_of_probabilities(logits: Tensor, *, multi_label: bool) -> None:
-    """Warns where what a model returns are probabilities (B, classes), not logits."""
-    if logits.shape[1] == 1 or not bool(((logits >= 0) & (logits <= 1)).all()):
+    """Warns where what a model returns are probabilities (B, classes), not logits.
+
+    With several labels, values in [0, 1] tell; else the last operation does, where `logits` have their graph: a
+    single logit, or ten, may be in [0, 1] by chance.
+    """
+    if not bool(((logits >= 0) & (logits <= 1)).all()):
         return
-    if bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
+    last = logits.grad_fn
+    while last is not None and last.name().startswith(("ToCopy", "Alias", "Clone")):
+        last = last.next_functions[0][0]
+    sigmoid = last is not None and last.name().startswith("Sigmoid")
+    if logits.shape[1] > 1 and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
         warn(
             "`model` seems to end in a softmax (its outputs sum to 1): explanations are of logits, which gradients of "
             "probabilities flatten; give the model without its softmax"
         )
-    elif multi_label:
+    elif sigmoid or (multi_label and logits.shape[1] > 1):
         warn(
-            "`model` seems to end in a sigmoid (its outputs are in [0, 1]), and `multi_label` applies another: "
-            "give the model without its sigmoid"
+            "`model` seems to end in a sigmoid (its outputs are in [0, 1]), but explanations are of logits: the class "
+            "and its probability are another's; give the model without its sigmoid"
         )

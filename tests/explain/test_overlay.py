@@ -237,6 +237,8 @@ def test_save_into_a_folder_with_a_dot_in_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [1, 3, 9])
 def test_notebooks_get_a_png(rows: int, tiny_cnn: nn.Module, batch: Tensor) -> None:
     exp = interp_zoo.explain(tiny_cnn, batch[0], "fakecam", target=list(range(rows)))
-    with Image.open(io.BytesIO(exp._repr_png_())) as shown:
+    png = exp._repr_png_()
+    assert png is not None
+    with Image.open(io.BytesIO(png)) as shown:
         assert shown.format == "PNG"
         assert shown.size == (160 * min(rows, 8) + 8 * (min(rows, 8) - 1), 160)

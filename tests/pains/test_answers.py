@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import lively, texture
+from conftest import assert_one_line, lively, texture
+from matplotlib.text import Text
 from torch import Tensor, nn
 
 import interp_zoo
@@ -93,10 +94,45 @@ def test_pain_18_models_that_end_in_a_softmax_are_told(tiny_cnn: nn.Module, batc
     interp_zoo.explain(tiny_cnn, batch, "gradcam")  # which is no warning
 
 
-def test_models_that_end_in_sigmoids_are_told(tiny_cnn: nn.Module, batch: Tensor) -> None:
-    model = nn.Sequential(tiny_cnn, nn.Sigmoid()).eval()
+@pytest.mark.parametrize("multi_label", [True, False])
+@pytest.mark.parametrize("classes", [1, 10])
+def test_models_that_end_in_sigmoids_are_told(classes: int, multi_label: bool, batch: Tensor) -> None:
+    net = lively("test_resnet", num_classes=classes)
     with pytest.warns(UserWarning, match="seems to end in a sigmoid"):
-        interp_zoo.explain(model, batch, "gradcam", multi_label=True)
+        interp_zoo.explain(nn.Sequential(net, nn.Sigmoid()).eval(), batch, "gradcam", multi_label=multi_label)
+    interp_zoo.explain(net, batch, "gradcam", multi_label=multi_label)  # which is no warning
+
+
+def test_one_logit_that_is_in_0_1_by_chance(batch: Tensor) -> None:
+    net: Any = lively("test_resnet", num_classes=1)
+    with torch.no_grad():
+        net.fc.bias += 0.5 - net(batch).mean()
+        assert ((net(batch) > 0) & (net(batch) < 1)).all()
+    interp_zoo.explain(net, batch, "hirescam")  # which is no warning
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_pain_17_embeddings_have_no_classes(name: str, batch: Tensor) -> None:
+    model = lively(name, num_classes=0)
+    with pytest.raises(ValueError, match=r"`model` has no classifier \(num_classes=0\).*give a function") as error:
+        interp_zoo.explain(model, batch, "gradcam")
+    assert_one_line(error.value)
+    exp = interp_zoo.explain(model, batch, "hirescam", target=lambda out: out[:, :5].sum(1))
+    assert exp.saliency.std() > 0.01
+
+
+def test_a_function_in_a_list(tiny_cnn: nn.Module, batch: Tensor) -> None:
+    """As pytorch-grad-cam takes its targets."""
+    with pytest.raises(TypeError, match=r"`target` has a function in a list: give one function") as error:
+        interp_zoo.explain(tiny_cnn, batch, "gradcam", target=[lambda logits: logits[:, 1]] * len(batch))
+    assert_one_line(error.value)
+
+
+def test_a_function_has_no_average_drop_under_its_map(tiny_cnn: nn.Module, batch: Tensor) -> None:
+    found = interp_zoo.compare(tiny_cnn, batch[1:], ["gradcam"], target=lambda logits: logits[:, 1])
+    texts = [text.get_text() for text in found.figure().findobj(Text)]
+    assert any("forward" in text for text in texts)
+    assert not any("nan" in text for text in texts)
 
 
 WAYS: dict[str, Callable[[nn.Module, Tensor], object]] = {

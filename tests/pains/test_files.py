@@ -50,6 +50,9 @@ def test_saved_and_read_back(ending: str, exp: Explanation, tmp_path: Path) -> N
         with pytest.raises(ValueError, match=r"read from JSON, which holds no pictures: save it as \.npz") as error:
             back.overlay()
         assert_one_line(error.value)
+        with pytest.raises(ValueError, match=r"read from JSON, which holds no pictures: save it as \.npz"):
+            back.save(tmp_path / "again.png")
+        assert back._repr_png_() is None
 
 
 @pytest.mark.parametrize("ending", [".npz", ".json", ".png"])

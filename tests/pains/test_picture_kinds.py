@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import lively, texture
+from conftest import assert_one_line, lively, texture
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
@@ -131,6 +131,22 @@ def test_sizes_that_change() -> None:
         exp = interp_zoo.explain(model, torch.randn(1, 3, height, width), "gradcam")
         assert exp.saliency.shape == (1, height, width)
         assert exp.raw.shape == (1, height // 16, width // 16)
+
+
+def test_sizes_that_the_model_cannot_take() -> None:
+    """Said of the size, with what to do, where the model by itself would say something of its matrices."""
+    flat = nn.Sequential(nn.Conv2d(3, 8, 16, stride=16), nn.ReLU(), nn.Flatten(), nn.Linear(800, 10)).eval()
+    with pytest.raises(ValueError, match=r"`model` cannot take pictures of 224 x 224 \(.*data_config=") as error:
+        interp_zoo.explain(flat, texture(), "gradcam")
+    assert_one_line(error.value)
+    exp = interp_zoo.explain(flat, texture(), "gradcam", data_config={"input_size": (3, 160, 160)})
+    assert exp.saliency.shape == (1, 160, 160)
+
+
+def test_channels_first(tiny_cnn: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"of shape \(3, 20, 20\).*give img\.transpose\(1, 2, 0\)") as error:
+        interp_zoo.explain(tiny_cnn, np.zeros((3, 20, 20), np.uint8), "gradcam")
+    assert_one_line(error.value)
 
 
 def test_red_is_red(tiny_cnn: nn.Module) -> None:

@@ -38,27 +38,45 @@ class TwoInputs(nn.Module):
         self.net = lively("test_resnet", num_classes=10)
 
     def forward(self, x: Tensor, age: Tensor) -> Tensor:
-        out: Tensor = self.net(x) + age
-        return out
+        return torch.cat([self.net(x), age], 1)
 
 
-def test_pain_20_several_inputs(batch: Tensor) -> None:
-    """Refused, with what to do; and what to do works: the other input fixed in a module around it."""
-    model = TwoInputs().eval()
-    with pytest.raises(ValueError, match=r"`model` takes several inputs \(x, age\).*wrap it so that") as error:
-        interp_zoo.explain(model, batch, "gradcam")
+class ByKeyword(nn.Module):
+    def forward(self, x: Tensor, *, age: Tensor) -> Tensor:
+        return x.mean((2, 3)) + age
+
+
+class TextAndPicture(nn.Module):
+    def forward(self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None) -> Tensor:
+        assert pixel_values is not None
+        return pixel_values.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs"), [(TwoInputs, "x, age"), (ByKeyword, "x, age"), (TextAndPicture, "input_ids, pixel_values")]
+)
+def test_pain_20_several_inputs(kind: type[nn.Module], inputs: str, batch: Tensor) -> None:
+    with pytest.raises(ValueError, match=rf"`model` takes several inputs \({inputs}\).*wrap it so that") as error:
+        interp_zoo.explain(kind().eval(), batch, "gradcam")
     assert_one_line(error.value)
+
+
+def test_pain_20_the_other_input_fixed(batch: Tensor) -> None:
+    """What the guide tells to do: a module around it."""
+    model = TwoInputs().eval()
 
     class At(nn.Module):
         def __init__(self, model: nn.Module, age: Tensor) -> None:
             super().__init__()
-            self.model, self.age = model, age
+            self.model = model
+            self.age: Tensor
+            self.register_buffer("age", age)
 
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.model(x, self.age)
+            out: Tensor = self.model(x, self.age.expand(len(x), -1))
             return out
 
-    exp = interp_zoo.explain(At(model, torch.tensor(30.0)).eval(), batch, "hirescam", target=3)
+    exp = interp_zoo.explain(At(model, torch.tensor([[30.0]])).eval(), batch, "hirescam", target=3)
     torch.testing.assert_close(exp.raw, interp_zoo.explain(model.net, batch, "hirescam", target=3).raw)
 
 
@@ -107,7 +125,7 @@ def test_pain_25_metrics_and_explanations_mask_alike(tiny_cnn: nn.Module, batch:
 
 
 def test_pain_25_curves_begin_and_end_where_they_must(tiny_cnn: nn.Module, batch: Tensor) -> None:
-    """Insertion ends at the picture's own probability, whatever the map and the fill."""
+    """Insertion begins at the fill's probability and ends at the picture's own, whatever the map."""
     pre = Preprocess(tiny_cnn)
     mean, std = pre.mean[:, None, None], pre.std[:, None, None]
 
@@ -121,3 +139,6 @@ def test_pain_25_curves_begin_and_end_where_they_must(tiny_cnn: nn.Module, batch
     for fill in ("blur", "black", "mean"):
         curve = insertion_curve(classify, pixels, exp.saliency, exp.target, mean=pre.mean, fill=fill, step=6400)
         torch.testing.assert_close(curve[:, -1], classify(pixels)[:, 1])
+        if fill != "blur":
+            flat = torch.zeros(3) if fill == "black" else pre.mean
+            torch.testing.assert_close(curve[:, 0], classify(flat[:, None, None].expand_as(pixels))[:, 1])
