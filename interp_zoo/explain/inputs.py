@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from interp_zoo.explain.anatomy import model_dtype
 from interp_zoo.explain.data_config import input_of
 from interp_zoo.explain.decoding import decode, download, from_array, is_url, open_picture, upright
+from interp_zoo.told import warn
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 
@@ -128,9 +129,14 @@ class Preprocess:
         return left, top, right, bottom
 
     def _as_channels(self, pixels: Tensor) -> Tensor:
-        """RGB (3, H, W) as the model's number of channels: grey for one, repeated for others."""
+        """RGB (3, H, W) as the model's number of channels: grey for one, repeated for others, with a warning."""
         if self.channels == 3:
             return pixels
+        if self.channels != 1:
+            warn(
+                f"`model` takes {self.channels} channels: `img` is given to it in grey, the same in each; give float "
+                f"tensors ({self.channels}, H, W), normalised, for what it was trained on"
+            )
         grey = (pixels * pixels.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
         return grey.repeat(self.channels, 1, 1)
 

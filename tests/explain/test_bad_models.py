@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import interp_zoo
 from interp_zoo.explain import Explainer, Explanation, list_methods
+from interp_zoo.explain.wrappers import _elsewhere
 from interp_zoo.models import create
 
 Reply = Callable[[Tensor], Any]
@@ -104,6 +105,14 @@ def test_an_unknown_amp(tiny_cnn: nn.Module, picture: Tensor) -> None:
 def test_a_device_that_is_unknown_or_not_the_models(tiny_cnn: nn.Module, picture: Tensor) -> None:
     refused(ValueError, r"`device` is cuda, but the model is on cpu: move it", tiny_cnn, picture, device="cuda")
     refused(ValueError, r"`device` .*cudaa", tiny_cnn, picture, device="cudaa")
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "elsewhere"),
+    [("cuda:1", "cuda:0", True), ("cuda", "cuda:1", False), ("cuda:1", "cuda:1", False), ("cpu", "cuda:0", True)],
+)
+def test_the_same_device(asked: str, there: str, elsewhere: bool) -> None:
+    assert _elsewhere(asked, torch.device(there)) == elsewhere
 
 
 # --- models ---
