@@ -79,7 +79,7 @@ OWN = [
     "gr_resnet18_cifar",
 ]
 TOO_SMALL = {"mobilenetv2_cifar", "gr_mobilenetv2_cifar"}  # 2 x 2 places, each of which sees the whole picture
-NO_LOGITS = {"qwen3_vit_88m_enc", "qwen3_vit_306m_enc"}  # they return tokens
+NO_LOGITS = {"gemma4_vit_167m_enc", "mobilenetv5_300m_enc", "qwen3_vit_88m_enc", "qwen3_vit_306m_enc"}  # encoders alone
 
 
 @pytest.fixture(scope="module")
