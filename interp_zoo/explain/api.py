@@ -192,10 +192,10 @@ class Explainer:
             labels=Labels(self.model),
             multi_label=self._multi_label,
         )
-        if request.function is None and getattr(self.model, "num_classes", None) == 0:
+        if request.predicts and getattr(self.model, "num_classes", None) == 0:
             raise ValueError(
-                "`model` has no classifier (num_classes=0), so there is no class to explain: give a function of its "
-                "output as `target`, or the model with its classes"
+                "`model` has no classifier (num_classes=0), so it predicts no class: give a function of its output, or "
+                "the index of one, as `target`, or the model with its classes"
             )
         read = {old: new for new, old in enumerate(i for i, p in enumerate(pictures) if p is not None)}
         request.rows = [(read[i], what) for i, what in request.rows if i in read]

@@ -161,6 +161,12 @@ class Request:
             rows += [(picture, PREDICTED if self.function else self._asked(one)) for one in several]
         self.rows = rows
 
+    @property
+    def predicts(self) -> bool:
+        """Whether a class is wanted that the model itself tells."""
+        classes = (what.target if isinstance(what, Contrast) else what for _, what in self.rows)
+        return self.function is None and any(isinstance(c, str) for c in classes)
+
     def _spread(self, target: Any, pictures: int, single: bool) -> Sequence[Any]:
         if isinstance(target, torch.Tensor) or hasattr(target, "tolist"):
             target = target.tolist()
@@ -186,9 +192,7 @@ class Request:
         if isinstance(one, str):
             return one if one in (PREDICTED, LEAST_LIKELY) else self.labels.index(one)
         if callable(one):
-            raise TypeError(
-                "`target` has a function in a list: give one function of the logits alone, for all pictures"
-            )
+            raise TypeError("`target` holds a function: give one function of the logits by itself, for all pictures")
         if isinstance(one, bool) or not hasattr(one, "__index__"):
             raise TypeError(
                 "`target` must be a class index, a label, 'predicted', 'least_likely', a contrast, a list of these, or "
