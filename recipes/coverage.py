@@ -9,8 +9,8 @@ run that was stopped goes on from there, and tries what failed again.
 Networks are untrained (no download), their weights drawn with a fixed seed. What starts at zero and would hide the rest
 (some classifiers, last norms of blocks, LeViT's biases by distance) starts at something else. Where the signal fades
 out all the same, all checks are made again, on the network with BatchNorm statistics of four random pictures. The
-smallest model of a module is the one with the fewest parameters.
-Networks made for more than 320 pixels get 224; those bound to a size are built for that where timm can. For each model:
+smallest model of a module is the one with the fewest parameters. Networks made for more than 320 pixels get 224; those
+bound to a size are built for that where timm can. For each model:
 
 - logits: the tail on the unchanged map gives the model's own logits;
 - map: Grad-CAM's raw map is finite and not constant, from one forward and one tail backward pass for each picture;
@@ -43,7 +43,6 @@ from interp_zoo.files import write_whole
 MAX_PIXELS, SMALL_PIXELS = 320, 224  # networks made for larger pictures than the first get the second
 LARGEST = 400_000_000  # parameters of a model that --all takes
 CHECKS = ("logits", "map", "alone", "align", "trace")
-VERSION = f"timm {timm.__version__} "
 MARKS = {True: "pass", False: "**fail**", None: ""}
 BEGUN, AGAIN, DIED = "begun", "begun again", "the process died twice"  # notes on models that never came to an end
 
@@ -256,18 +255,22 @@ def cell(value: Any) -> str:
 
 
 def read(file: Path) -> dict[str, Row]:
-    """The rows of a table that was written before with this timm, by model; none if there is none."""
+    """The rows of a table that was written before, by model; none if there is none."""
     names = [f.name for f in fields(Row)]
     meant = {text: mark for mark, text in MARKS.items()}
     rows: dict[str, Row] = {}
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    for line in text.splitlines() if f" with {VERSION}" in text else ():
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         cells = [part.strip() for part in line.split("|")[1:-1]]
         if len(cells) == len(names) and cells[0] != names[0] and set(line) != set("|-"):
             kept: dict[str, Any] = dict(zip(names, cells, strict=True))
             kept |= {"seconds": float(kept["seconds"])} | {check: meant[kept[check]] for check in CHECKS}
             rows[kept["model"]] = Row(**kept)
     return rows
+
+
+def of_this_timm(file: Path) -> bool:
+    """Whether a table was written with the timm that is installed."""
+    return file.is_file() and f" with timm {timm.__version__} and torch" in file.read_text(encoding="utf-8")
 
 
 def table(rows: list[Row], command: str, which: str) -> str:
@@ -278,7 +281,7 @@ def table(rows: list[Row], command: str, which: str) -> str:
     lines = [
         "# Coverage of timm",
         "",
-        f"Written by `{command}` with {VERSION}and torch {torch.__version__.partition('+')[0]}: "
+        f"Written by `{command}` with timm {timm.__version__} and torch {torch.__version__.partition('+')[0]}: "
         f"{which}, untrained, no layer named. "
         f"Of {len(rows)} models {sum(row.passed for row in rows)} pass every check ({counts}).",
         "",
@@ -317,7 +320,7 @@ def main() -> None:
     def write(rows: Iterable[Row]) -> None:
         write_whole(args.output, table(list(rows), command, f"{which}, and all of this package's own"))
 
-    there = read(args.output) if args.all else {}
+    there = read(args.output) if args.all and of_this_timm(args.output) else {}
     rows: dict[str, Row] = {}
     for row in resumed(wanted, there, write) if args.all else each(wanted):
         rows[row.model] = row

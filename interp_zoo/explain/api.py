@@ -110,7 +110,7 @@ class Explainer:
                     after = which.plain.probability(anatomy.logits(masking.apply(pixels, saliency.to(pixels.dtype))))
                 return (saliency, raw, which.index, before, after), cost, took
 
-            for done, (values, cost, took) in in_rounds(run, request, kept, anatomy):
+            for done, (values, cost, took) in in_rounds(run, request.pictures, kept, anatomy):
                 order += done
                 passes += cost
                 seconds += took
@@ -148,7 +148,7 @@ class Explainer:
             def run(pixels: Tensor, some: list[int]) -> Tensor:
                 return self._maps(anatomy, pixels, request, some)[1]
 
-            found = list(in_rounds(run, request, kept, anatomy))
+            found = list(in_rounds(run, request.pictures, kept, anatomy))
         back = torch.tensor([row for some, _ in found for row in some]).argsort()
         return torch.cat([maps for _, maps in found])[back]
 
@@ -160,8 +160,7 @@ class Explainer:
             def run(pixels: Tensor, _rows: list[int]) -> Tensor:
                 return anatomy.split(pixels).maps.detach()
 
-            every = Request(0, pictures=len(kept), single=False, labels=Labels(self.model))
-            return torch.cat([maps for _, maps in in_rounds(run, every, kept, anatomy)])
+            return torch.cat([maps for _, maps in in_rounds(run, range(len(kept)), kept, anatomy)])
 
     @contextmanager
     def anatomy(self, x: Any) -> Iterator[tuple[Anatomy, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from interp_zoo import memory
 from interp_zoo.explain.anatomy import Anatomy
 from interp_zoo.explain.inputs import Picture
-from interp_zoo.explain.targets import Request
 from interp_zoo.told import warn
 
 T = TypeVar("T")
@@ -24,14 +23,15 @@ def stack(pictures: list[Picture], anatomy: Anatomy) -> Tensor:
 
 
 def in_rounds(
-    run: Callable[[Tensor, list[int]], T], request: Request, pictures: list[Picture], anatomy: Anatomy
+    run: Callable[[Tensor, list[int]], T], of: Iterable[int], pictures: list[Picture], anatomy: Anatomy
 ) -> Iterator[tuple[list[int], T]]:
     """Rows, and what `run` makes of their pixels, a row a picture, as many at once as go together `within_memory`.
 
-    Pictures of several targets come once for each, as the very same tensor: what is known of it need not be run again.
+    `of` has each row's picture. Those of several rows come once for each, as the very same tensor: what is known of it
+    need not be run again.
     """
     rows: dict[int, list[int]] = {}
-    for row, (picture, _) in enumerate(request.rows):
+    for row, picture in enumerate(of):
         rows.setdefault(picture, []).append(row)
     for targets in sorted({len(of_one) for of_one in rows.values()}):
         some = [picture for picture, of_one in rows.items() if len(of_one) == targets]

@@ -162,6 +162,11 @@ class Request:
         self.rows = rows
 
     @property
+    def pictures(self) -> list[int]:
+        """The picture of each row."""
+        return [picture for picture, _ in self.rows]
+
+    @property
     def predicts(self) -> bool:
         """Whether a class is wanted that the model itself tells."""
         classes = (what.target if isinstance(what, Contrast) else what for _, what in self.rows)

@@ -224,7 +224,11 @@ def test_wrong_arguments(arguments: dict[str, Any], kind: type[Exception], match
         (contrast(k=10), ValueError, "`k` of contrast is 10, but the model has 10 classes: at most 9 are left"),
         (contrast(10), ValueError, "`target` is 10, but the model has 10 classes: 0 to 9"),
         (contrast([1, 2, 3]), ValueError, "`target` has 3 entries for 2 pictures"),
-        (contrast(lambda logits: logits[:, 0]), TypeError, "`target` holds a function"),
+        (
+            contrast(lambda logits: logits[:, 0]),
+            TypeError,
+            "`target` holds a function: give one function of the logits by itself",
+        ),
         (contrast(contrast(1)), TypeError, "`target` must be a class index, .* a contrast, .* not Contrast"),
         (contrast("tabby"), ValueError, '`target` is "tabby", but .* no known names'),
     ],
