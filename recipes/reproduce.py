@@ -78,9 +78,9 @@ def markdown(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body))
 
 
-def titles() -> list[str]:
-    """Of the metrics, with the better side."""
-    return [MEASURES[name].title + (" ↑" if MEASURES[name].higher_is_better else " ↓") for name in METRICS]
+def titles(names: Iterable[str] = METRICS) -> list[str]:
+    """Of metrics, with the better side."""
+    return [MEASURES[name].title + (" ↑" if MEASURES[name].higher_is_better else " ↓") for name in names]
 
 
 def change(cell: Json) -> str:
@@ -140,6 +140,7 @@ def tables(measured: Measured) -> dict[str, Callable[[], str]]:
     return {
         "accuracy": lambda: accuracies(measured, pairs, thesis["accuracy"]),
         "resnet18": two(["resnet18", "resnet18_scorecam"], "gr_resnet18_cifar", gradients["resnet18"]),
+        "resnet18, plain": lambda: alone(measured, "resnet18_cifar", "resnet18_cifar", gradients["resnet18"]),
         "mobilenetv2": two(["mobilenetv2", "mobilenetv2_scorecam"], "gr_mobilenetv2_cifar"),
         "layers": two(["resnet18_layers"], "gr_resnet18_cifar"),
         "pooling": two(["ca_resnet18", "ca_resnet18_scorecam"], "ca_resnet18_cifar"),
@@ -159,14 +160,25 @@ def floors(measured: Measured, run: str, model: str) -> str:
     return markdown(rows)
 
 
-def alone(measured: Measured, run: str, model: str) -> str:
-    """A network's methods with their intervals, beside no other network."""
+def alone(measured: Measured, run: str, model: str, thesis: Json | None = None) -> str:
+    """A network's methods with their intervals, beside no other network.
+
+    Args:
+        measured: where the figures are.
+        run: the run's name; it need not have measured every metric.
+        model: the network.
+        thesis: the thesis' figures of a pair by method and metric, of which the first network's stand here, too.
+    """
     (table,) = (table for table in measured.summary(run)["tables"] if table["model"] == model)
-    rows = [["method", *titles()]]
+    names = [name for name in METRICS if name in table["rows"][0]["metrics"]]
+    rows = [["method", *titles(names)]]
     for line in table["rows"]:
-        if not line["floor"]:
-            cells = (line["metrics"][name] for name in METRICS)
-            rows.append([f"`{line['method']}`", *("{mean:.2f} ({low:.2f} to {high:.2f})".format(**c) for c in cells)])
+        if line["floor"]:
+            continue
+        if its := (thesis or {}).get(line["method"]):
+            rows.append([f"`{line['method']}`, thesis", *(f"{its[name][0]:.2f}" for name in names)])
+        cells = (line["metrics"][name] for name in names)
+        rows.append([f"`{line['method']}`", *("{mean:.2f} ({low:.2f} to {high:.2f})".format(**c) for c in cells)])
     return markdown(rows)
 
 

@@ -19,6 +19,7 @@ import torch
 from hubserver import TOKEN, Hub, serving
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models._registry import _model_pretrained_cfgs
 from torch import Tensor, nn
 
 import interp_zoo  # noqa: F401, registers this package's models with timm
@@ -107,6 +108,12 @@ def saved(name: str, folder: Path, **kwargs: Any) -> Path:
     file = folder / f"{name}.safetensors"
     save_file(lively(name, **kwargs).state_dict(), file)
     return file
+
+
+def weights_at(monkeypatch: pytest.MonkeyPatch, name: str, file: str | None) -> None:
+    """As if an architecture's released weights were in a file, or none were released."""
+    (cfg,) = (cfg for tag, cfg in _model_pretrained_cfgs.items() if tag.startswith(f"{name}."))
+    monkeypatch.setattr(cfg, "file", file)
 
 
 def assert_one_line(error: BaseException) -> None:

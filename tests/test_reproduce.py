@@ -17,6 +17,7 @@ from interp_zoo.models.pretrained import CARRIED
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "reproduce.py"
 RUNS = {
+    "resnet18_cifar": "resnet18_cifar",
     "resnet18": "gr_resnet18_cifar",
     "resnet18_scorecam": "gr_resnet18_cifar",
     "resnet18_layers": "gr_resnet18_cifar",
@@ -109,6 +110,20 @@ def test_the_tables(recipe: ModuleType, folder: Path) -> None:
     assert found["few pictures, floors"].splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
     assert found["few pictures, attention"].splitlines()[2].startswith("| `gradcam` | 10.00 (9.00 to 11.00) |")
     assert "fakecam" not in found["few pictures, attention"]
+    plain = found["resnet18, plain"].splitlines()
+    assert plain[2] == "| `gradcam`, thesis | 30.16 | 30.16 | 30.16 | 30.16 | 30.16 |"
+    assert plain[3].startswith("| `gradcam` | 10.00 (9.00 to 11.00) |")
+
+
+def test_a_run_without_every_metric(recipe: ModuleType, folder: Path) -> None:
+    summary = json.loads((folder / "resnet18_cifar.json").read_text())
+    for row in summary["tables"][0]["rows"]:
+        del row["metrics"]["insertion"], row["metrics"]["deletion"]
+    (folder / "resnet18_cifar.json").write_text(json.dumps(summary))
+    lines = recipe.tables(recipe.Measured(folder))["resnet18, plain"]().splitlines()
+    assert lines[0] == "| method | AD ↓ | AG ↑ | AI ↑ |"
+    assert lines[2] == "| `gradcam`, thesis | 30.16 | 30.16 | 30.16 |"
+    assert len(lines) == 4
 
 
 def test_the_page_is_filled(recipe: ModuleType) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import lively
+from conftest import lively, weights_at
 from recipemodules import recipe_module
 from safetensors.torch import load_file, save_file
-from timm.models._registry import _model_pretrained_cfgs
 from torch import Tensor, nn
 
 import interp_zoo
@@ -39,8 +38,7 @@ def run(name: str, folder: Path, seed: int = 0) -> Path:
 def with_weights(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
     """As a package is that carries a network's weights."""
     monkeypatch.setattr(pretrained, "CARRIED", folder)
-    (cfg,) = (cfg for tag, cfg in _model_pretrained_cfgs.items() if tag.startswith(f"{name}."))
-    monkeypatch.setattr(cfg, "file", pretrained.carried(name)["file"])
+    weights_at(monkeypatch, name, pretrained.carried(name)["file"])
 
 
 def test_released_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

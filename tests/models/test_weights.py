@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import assert_one_line, lively, saved
+from conftest import assert_one_line, lively, saved, weights_at
 from hubserver import Hub
 from safetensors.torch import load_file, save_file
-from timm.models._registry import _model_pretrained_cfgs
 from torch import Tensor
 
 import interp_zoo
@@ -154,9 +153,8 @@ def test_backbones_of_another_architecture(tmp_path: Path, monkeypatch: pytest.M
     assert_one_line(caught.value)
     with pytest.raises(OSError, match=r'`backbone_pretrained` is "local-dir:.*", .*there is no model.safetensors in'):
         timm.create_model(NAME, backbone_pretrained=f"local-dir:{tmp_path}")
-    (cfg,) = (cfg for tag, cfg in _model_pretrained_cfgs.items() if tag.startswith("resnet18_cifar."))
     with monkeypatch.context() as without:
-        without.setattr(cfg, "file", None)
+        weights_at(without, "resnet18_cifar", None)
         with pytest.raises(OSError, match='whose weights cannot be had: "resnet18_cifar" has no trained weights yet'):
             timm.create_model(NAME, backbone_pretrained=True)
     prepare(lively("resnet18", output_stride=8), "me/dilated", tmp_path / "dilated")
