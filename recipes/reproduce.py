@@ -9,6 +9,7 @@ the thesis' own, from docs/reproduction/thesis.json. Written by hand are the pag
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 import tomllib
@@ -71,6 +72,12 @@ class Measured:
         (facts,) = (facts for facts in self.summary(name)["models"] if facts["name"] == model)
         return 100 * facts["correct"] / facts["labelled"], facts["labelled"]
 
+    def penalty(self, run: str, variant: str) -> str:
+        """The mean penalty of the last epoch of a training run, whose summary.csv lies here; "" if it had none."""
+        with (self._folder / run / f"{variant}.csv").open(encoding="utf-8", newline="") as file:
+            *_, last = csv.DictReader(file)
+        return f"{float(last['penalty']):.3f}" if last.get("penalty") else ""
+
 
 def markdown(rows: Iterable[Sequence[str]]) -> str:
     """A table; its first row is its head."""
@@ -115,9 +122,10 @@ def beside(measured: Measured, runs: Sequence[str], model: str, thesis: Json) ->
 
 
 def accuracies(measured: Measured, pairs: Iterable[Sequence[str]], thesis: Json) -> str:
-    """Top-1 of baselines and of what is compared with them; each pair is a run, both models, and the thesis' name."""
+    """Top-1 of networks and of what they are compared with; a pair is a run, its second model, and the thesis' name."""
     rows = [["network", "thesis", "here", "pictures"]]
-    for run, first, second, name in pairs:
+    for run, second, name in pairs:
+        first = next(found["first"] for found in measured.summary(run)["comparisons"] if found["second"] == second)
         (a, n), (b, _) = measured.accuracy(run, first), measured.accuracy(run, second)
         theirs = "{:.2f} → {:.2f}".format(*thesis[name]) if name in thesis else ""
         rows.append([f"`{first}` → `{second}`", theirs, f"{a:.2f} → {b:.2f}", f"{n:,}"])
@@ -129,9 +137,9 @@ def tables(measured: Measured) -> dict[str, Callable[[], str]]:
     thesis = measured.summary("thesis")
     gradients = thesis["interpretable gradients"]
     pairs = [
-        ("resnet18", "resnet18_cifar", "gr_resnet18_cifar", "resnet18"),
-        ("mobilenetv2", "mobilenetv2_cifar", "gr_mobilenetv2_cifar", "mobilenetv2"),
-        ("ca_resnet18", "resnet18_cifar", "ca_resnet18_cifar", ""),
+        ("resnet18", "gr_resnet18_cifar", "resnet18"),
+        ("mobilenetv2", "gr_mobilenetv2_cifar", "mobilenetv2"),
+        ("ca_resnet18", "ca_resnet18_cifar", ""),
     ]
 
     def two(runs: Sequence[str], model: str, its: Json | None = None) -> Callable[[], str]:
@@ -140,6 +148,7 @@ def tables(measured: Measured) -> dict[str, Callable[[], str]]:
     return {
         "accuracy": lambda: accuracies(measured, pairs, thesis["accuracy"]),
         "resnet18": two(["resnet18", "resnet18_scorecam"], "gr_resnet18_cifar", gradients["resnet18"]),
+        "resnet18, search": lambda: searched(measured, "resnet18_search", "gradcam"),
         "resnet18, plain": lambda: alone(measured, "resnet18_cifar", "resnet18_cifar", gradients["resnet18"]),
         "mobilenetv2": two(["mobilenetv2", "mobilenetv2_scorecam"], "gr_mobilenetv2_cifar"),
         "layers": two(["resnet18_layers"], "gr_resnet18_cifar"),
@@ -179,6 +188,31 @@ def alone(measured: Measured, run: str, model: str, thesis: Json | None = None) 
             rows.append([f"`{line['method']}`, thesis", *(f"{its[name][0]:.2f}" for name in names)])
         cells = (line["metrics"][name] for name in names)
         rows.append([f"`{line['method']}`", *("{mean:.2f} ({low:.2f} to {high:.2f})".format(**c) for c in cells)])
+    return markdown(rows)
+
+
+def searched(measured: Measured, run: str, method: str) -> str:
+    """Variants of a training run beside the first of them: top-1, the penalty at the end, and a method's figures.
+
+    Args:
+        measured: where the figures are.
+        run: the evaluation's name, and the folder's with the training runs' summary.csv, each by its variant's name:
+            the variants' models are `local-dir:.../VARIANT/best`.
+        method: the method.
+    """
+    summary = measured.summary(run)
+    (line,) = (line for line in summary["tables"][0]["rows"] if line["method"] == method)
+    names = [name for name in METRICS if name in line["metrics"]]
+    cells = {summary["tables"][0]["model"]: [f"{line['metrics'][name]['mean']:.2f}" for name in names]}
+    for found in summary["comparisons"]:
+        (line,) = (line for line in found["rows"] if line["method"] == method)
+        its = [line["metrics"][name] for name in names]
+        cells[found["second"]] = [f"{cell['second']:.2f} {MARKS[cell['better']]}" for cell in its]
+    rows = [["variant", "penalty", "top-1 ↑", *titles(names)]]
+    for model, figures in cells.items():
+        variant = Path(model).parent.name
+        top_1, _ = measured.accuracy(run, model)
+        rows.append([f"`{variant}`", measured.penalty(run, variant), f"{top_1:.2f}", *figures])
     return markdown(rows)
 
 

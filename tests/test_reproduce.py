@@ -82,6 +82,13 @@ def folder(tmp_path: Path) -> Path:
         methods = ["scorecam"] if run.endswith("scorecam") else ["gradcam", "xgradcam"]
         summary = a_summary(model, methods, 50 if methods == ["scorecam"] else 400)
         (tmp_path / f"{run}.json").write_text(json.dumps(summary))
+    plain, drawn = "local-dir:runs/search/plain/best", "local-dir:runs/search/loss_0.1/best"
+    summary = a_summary(drawn, ["gradcam", "xgradcam"], 400)
+    summary["models"][0]["name"] = summary["tables"][0]["model"] = summary["comparisons"][0]["first"] = plain
+    (tmp_path / "resnet18_search.json").write_text(json.dumps(summary))
+    (tmp_path / "resnet18_search").mkdir()
+    (tmp_path / "resnet18_search" / "plain.csv").write_text("epoch,loss\n1,0.75\n2,0.5\n")
+    (tmp_path / "resnet18_search" / "loss_0.1.csv").write_text("epoch,loss,penalty\n1,0.75,0.875\n2,0.5,0.625\n")
     thesis = {m: [30.16, 28.09] for m in METRICS}
     told = {
         "accuracy": {"resnet18": [73.42, 72.86]},
@@ -113,6 +120,14 @@ def test_the_tables(recipe: ModuleType, folder: Path) -> None:
     plain = found["resnet18, plain"].splitlines()
     assert plain[2] == "| `gradcam`, thesis | 30.16 | 30.16 | 30.16 | 30.16 | 30.16 |"
     assert plain[3].startswith("| `gradcam` | 10.00 (9.00 to 11.00) |")
+
+
+def test_the_table_of_a_search(recipe: ModuleType, folder: Path) -> None:
+    lines = recipe.tables(recipe.Measured(folder))["resnet18, search"]().splitlines()
+    assert lines[0] == "| variant | penalty | top-1 ↑ | AD ↓ | AG ↑ | AI ↑ | I ↑ | D ↓ |"
+    assert lines[2] == "| `plain` |  | 75.00 | 10.00 | 11.00 | 12.00 | 13.00 | 14.00 |"
+    assert lines[3] == "| `loss_0.1` | 0.625 | 75.25 | 8.50 ▲ | 9.50 ≈ | 10.50 ▼ | 11.50 ▲ | 12.50 ≈ |"
+    assert len(lines) == 4
 
 
 def test_a_run_without_every_metric(recipe: ModuleType, folder: Path) -> None:
