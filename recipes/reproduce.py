@@ -2,8 +2,9 @@
 
     python recipes/reproduce.py
 
-Every figure comes from a summary.json that lies in docs/reproduction/ under the name of its run, or, where the page has
-the thesis' own, from docs/reproduction/thesis.json. Written by hand are the page's prose and model_cards/cards.toml.
+Every figure comes from a summary.json that lies in docs/reproduction/ under the name of its run, or from the summary.csv of
+a training run, or, where the page has the thesis' own, from docs/reproduction/thesis.json. Written by hand are the page's
+prose and model_cards/cards.toml.
 """
 
 from __future__ import annotations
@@ -46,10 +47,7 @@ class Measured:
         Raises:
             FileNotFoundError: if there is none of this name.
         """
-        file = self._folder / f"{name}.json"
-        if not file.is_file():
-            raise FileNotFoundError(f'there is no "{file}": copy the summary.json of the run there')
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(self._read(f"{name}.json"))
 
     def comparison(self, names: Sequence[str], model: str) -> Iterator[tuple[Json, Json]]:
         """The methods of several runs on a model and what it is compared with; the first run that has a method counts.
@@ -73,10 +71,19 @@ class Measured:
         return 100 * facts["correct"] / facts["labelled"], facts["labelled"]
 
     def penalty(self, run: str, variant: str) -> str:
-        """The mean penalty of the last epoch of a training run, whose summary.csv lies here; "" if it had none."""
-        with (self._folder / run / f"{variant}.csv").open(encoding="utf-8", newline="") as file:
-            *_, last = csv.DictReader(file)
+        """The mean penalty in the last epoch of a training run, "" if it had none.
+
+        Raises:
+            FileNotFoundError: if its summary.csv is not there.
+        """
+        *_, last = csv.DictReader(self._read(f"{run}/{variant}.csv").splitlines())
         return f"{float(last['penalty']):.3f}" if last.get("penalty") else ""
+
+    def _read(self, name: str) -> str:
+        file = self._folder / name
+        if not file.is_file():
+            raise FileNotFoundError(f'there is no "{file}": copy the summary{file.suffix} of the run there')
+        return file.read_text(encoding="utf-8")
 
 
 def markdown(rows: Iterable[Sequence[str]]) -> str:
@@ -125,7 +132,7 @@ def accuracies(measured: Measured, pairs: Iterable[Sequence[str]], thesis: Json)
     """Top-1 of networks and of what they are compared with; a pair is a run, its second model, and the thesis' name."""
     rows = [["network", "thesis", "here", "pictures"]]
     for run, second, name in pairs:
-        first = next(found["first"] for found in measured.summary(run)["comparisons"] if found["second"] == second)
+        (first,) = (found["first"] for found in measured.summary(run)["comparisons"] if found["second"] == second)
         (a, n), (b, _) = measured.accuracy(run, first), measured.accuracy(run, second)
         theirs = "{:.2f} → {:.2f}".format(*thesis[name]) if name in thesis else ""
         rows.append([f"`{first}` → `{second}`", theirs, f"{a:.2f} → {b:.2f}", f"{n:,}"])
@@ -149,6 +156,7 @@ def tables(measured: Measured) -> dict[str, Callable[[], str]]:
         "accuracy": lambda: accuracies(measured, pairs, thesis["accuracy"]),
         "resnet18": two(["resnet18", "resnet18_scorecam"], "gr_resnet18_cifar", gradients["resnet18"]),
         "resnet18, search": lambda: searched(measured, "resnet18_search", "gradcam"),
+        "resnet18, search, floor": lambda: searched(measured, "resnet18_search", "center_gaussian"),
         "resnet18, plain": lambda: alone(measured, "resnet18_cifar", "resnet18_cifar", gradients["resnet18"]),
         "mobilenetv2": two(["mobilenetv2", "mobilenetv2_scorecam"], "gr_mobilenetv2_cifar"),
         "layers": two(["resnet18_layers"], "gr_resnet18_cifar"),
@@ -192,7 +200,7 @@ def alone(measured: Measured, run: str, model: str, thesis: Json | None = None) 
 
 
 def searched(measured: Measured, run: str, method: str) -> str:
-    """Variants of a training run beside the first of them: top-1, the penalty at the end, and a method's figures.
+    """Variants of a training run beside the first of them: the penalty, top-1, and a method's figures.
 
     Args:
         measured: where the figures are.

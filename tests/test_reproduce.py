@@ -85,6 +85,8 @@ def folder(tmp_path: Path) -> Path:
     plain, drawn = "local-dir:runs/search/plain/best", "local-dir:runs/search/loss_0.1/best"
     summary = a_summary(drawn, ["gradcam", "xgradcam"], 400)
     summary["models"][0]["name"] = summary["tables"][0]["model"] = summary["comparisons"][0]["first"] = plain
+    summary["tables"][0]["rows"].append(alone("center_gaussian", floor=True))
+    summary["comparisons"][0]["rows"].append(line("center_gaussian", 40.0, -1.5, floor=True))
     (tmp_path / "resnet18_search.json").write_text(json.dumps(summary))
     (tmp_path / "resnet18_search").mkdir()
     (tmp_path / "resnet18_search" / "plain.csv").write_text("epoch,loss\n1,0.75\n2,0.5\n")
@@ -123,11 +125,16 @@ def test_the_tables(recipe: ModuleType, folder: Path) -> None:
 
 
 def test_the_table_of_a_search(recipe: ModuleType, folder: Path) -> None:
-    lines = recipe.tables(recipe.Measured(folder))["resnet18, search"]().splitlines()
+    made = recipe.tables(recipe.Measured(folder))
+    lines = made["resnet18, search"]().splitlines()
     assert lines[0] == "| variant | penalty | top-1 ↑ | AD ↓ | AG ↑ | AI ↑ | I ↑ | D ↓ |"
     assert lines[2] == "| `plain` |  | 75.00 | 10.00 | 11.00 | 12.00 | 13.00 | 14.00 |"
     assert lines[3] == "| `loss_0.1` | 0.625 | 75.25 | 8.50 ▲ | 9.50 ≈ | 10.50 ▼ | 11.50 ▲ | 12.50 ≈ |"
     assert len(lines) == 4
+    assert made["resnet18, search, floor"]().splitlines()[3].startswith("| `loss_0.1` | 0.625 | 75.25 | 38.50 ▲ |")
+    (folder / "resnet18_search" / "plain.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"plain\.csv\": copy the summary\.csv"):
+        made["resnet18, search"]()
 
 
 def test_a_run_without_every_metric(recipe: ModuleType, folder: Path) -> None:
