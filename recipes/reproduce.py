@@ -3,8 +3,8 @@
     python recipes/reproduce.py
 
 Every figure comes from a summary.json that lies in docs/reproduction/ under the name of its run, or from the
-summary.csv of a training run, or, where the page has the thesis' own, from docs/reproduction/thesis.json. Written by hand
-are the page's prose and model_cards/cards.toml.
+summary.csv of a training run, or, where the page has the thesis' own, from docs/reproduction/thesis.json.
+Written by hand are the page's prose and model_cards/cards.toml.
 """
 
 from __future__ import annotations
