@@ -3,8 +3,8 @@
     python recipes/release.py runs/gr_resnet18/best
 
 writes interp_zoo/models/weights/NAME.safetensors, NAME being the architecture, its floating-point tensors of 16 bit;
-and beside it NAME.example.safetensors, two pictures and what the network makes of them, by which a test tells whether
-it is still the same network. A CA-Stream's backbone is left out where the package, or the demo's, has the very same
+and beside it NAME.example.safetensors, a picture and what the network makes of it, by which a test tells whether it is
+still the same network. A CA-Stream's backbone is left out where the package, or the demo's, has the very same
 weights.
 """
 
@@ -56,12 +56,12 @@ def shared(name: str, state: dict[str, Tensor], folder: Path) -> dict[str, Tenso
     return {f"backbone.{k}": v for k, v in theirs.items()}
 
 
-def pictures(model: nn.Module) -> Tensor:
-    """Two made-up pictures as the network takes them: smooth colours, seeded."""
+def picture(model: nn.Module) -> Tensor:
+    """A made-up picture as the network takes it, in 16 bit: smooth colours, seeded."""
     cfg: Any = model.pretrained_cfg
-    coarse = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(cfg[key])[:, None, None] for key in ("mean", "std"))
-    return (interpolate(coarse, cfg["input_size"][1:], mode="bicubic").clamp(0, 1) - mean) / std
+    return ((interpolate(coarse, cfg["input_size"][1:], mode="bicubic").clamp(0, 1) - mean) / std).half()
 
 
 def release(run: Path, folder: Path) -> list[Path]:
@@ -81,9 +81,9 @@ def release(run: Path, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{name}.safetensors", folder / f"{name}.example.safetensors"]
     save_file({k: v for k, v in state.items() if k not in theirs}, files[0])
-    x = pictures(model)
+    x = picture(model)
     with torch.no_grad():
-        save_file({"input": x, "logits": model.eval()(x)}, files[1])
+        save_file({"input": x, "logits": model.eval()(x.float())}, files[1])
     return files
 
 

