@@ -14,7 +14,7 @@ import csv
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +49,14 @@ class Measured:
         """
         return json.loads(self._read(f"{name}.json"))
 
-    def comparison(self, names: Sequence[str], model: str) -> Iterator[tuple[Json, Json]]:
-        """The methods of several runs on a model and what it is compared with; the first run that has a method counts.
+    def comparison(self, name: str, model: str) -> Json:
+        """What a run says of a model beside the first of its models.
 
-        Yields:
-            The comparison, and a method's line of it.
+        Raises:
+            ValueError: if it does not compare it, or with several targets.
         """
-        seen: set[str] = set()
-        for name in names:
-            for found in self.summary(name)["comparisons"]:
-                if found["second"] != model:
-                    continue
-                for line in found["rows"]:
-                    if line["method"] not in seen:
-                        seen.add(line["method"])
-                        yield found, line
+        (found,) = (found for found in self.summary(name)["comparisons"] if found["second"] == model)
+        return found  # type: ignore[no-any-return]
 
     def accuracy(self, name: str, model: str) -> tuple[float, int]:
         """Top-1 in percent on the pictures of a run, and their number."""
@@ -97,6 +90,11 @@ def titles(names: Iterable[str] = METRICS) -> list[str]:
     return [MEASURES[name].title + (" ↑" if MEASURES[name].higher_is_better else " ↓") for name in names]
 
 
+def measured_metrics(line: Json) -> list[str]:
+    """Which metrics a method's line has; a run need not have measured all of them."""
+    return [name for name in METRICS if name in line["metrics"]]
+
+
 def change(cell: Json) -> str:
     """What a metric is on the first and on the second model, and whether the run tells them apart."""
     return f"{cell['first']:.2f} → {cell['second']:.2f} {MARKS[cell['better']]}"
@@ -107,62 +105,64 @@ def by_how_much(cell: Json) -> str:
     return f"{cell['difference']:+.2f} ({cell['low']:+.2f} to {cell['high']:+.2f})"
 
 
-def beside(measured: Measured, runs: Sequence[str], model: str, thesis: Json) -> str:
+def beside(measured: Measured, run: str, model: str, thesis: Json) -> str:
     """The thesis' figures of two networks beside those measured here, CAM by CAM.
 
     Args:
         measured: where the figures are.
-        runs: the runs' names.
+        run: the run's name.
         model: the network whose figures come second.
         thesis: the thesis' figures by method and metric, an empty one where it has none.
     """
-    rows: list[list[str]] = [["CAM", "", *titles(), "pictures"]]
-    for found, line in measured.comparison(runs, model):
-        if line["floor"]:
-            continue
-        cells = [line["metrics"][name] for name in METRICS]
+    found = measured.comparison(run, model)
+    lines = [line for line in found["rows"] if not line["floor"]]
+    names = measured_metrics(lines[0])
+    rows: list[list[str]] = [["CAM", "", *titles(names), "pictures"]]
+    for line in lines:
+        cells = [line["metrics"][name] for name in names]
         if its := thesis.get(line["method"]):
-            rows.append([f"`{line['method']}`", "thesis", *("{:.2f} → {:.2f}".format(*its[m]) for m in METRICS), ""])
+            rows.append([f"`{line['method']}`", "thesis", *("{:.2f} → {:.2f}".format(*its[m]) for m in names), ""])
         rows.append([f"`{line['method']}`", "here", *map(change, cells), f"{found['pictures']:,}"])
         rows.append(["", "difference", *map(by_how_much, cells), ""])
     return markdown(rows)
 
 
-def accuracies(measured: Measured, pairs: Iterable[Sequence[str]], thesis: Json) -> str:
-    """Top-1 of networks and of what they are compared with; a pair is a run, its second model, and the thesis' name."""
-    rows = [["network", "thesis", "here", "pictures"]]
-    for run, second, name in pairs:
-        (first,) = (found["first"] for found in measured.summary(run)["comparisons"] if found["second"] == second)
-        (a, n), (b, _) = measured.accuracy(run, first), measured.accuracy(run, second)
-        theirs = "{:.2f} → {:.2f}".format(*thesis[name]) if name in thesis else ""
-        rows.append([f"`{first}` → `{second}`", theirs, f"{a:.2f} → {b:.2f}", f"{n:,}"])
-    return markdown(rows)
+def accuracies(measured: Measured, run: str, model: str, thesis: Sequence[float] = ()) -> str:
+    """Top-1 of a network and of what a run compares it with, beside the thesis' two figures, if it has them."""
+    first = measured.comparison(run, model)["first"]
+    (a, n), (b, _) = measured.accuracy(run, first), measured.accuracy(run, model)
+    rows = [["top-1 ↑", f"`{first}`", f"`{model}`", "pictures"]]
+    if thesis:
+        rows.append(["thesis", *(f"{value:.2f}" for value in thesis), ""])
+    return markdown([*rows, ["here", f"{a:.2f}", f"{b:.2f}", f"{n:,}"]])
 
 
 def tables(measured: Measured) -> dict[str, Callable[[], str]]:
     """What makes each table of docs/reproduction.md, by the name that its place there has."""
     thesis = measured.summary("thesis")
-    gradients = thesis["interpretable gradients"]
-    pairs = [
-        ("resnet18", "gr_resnet18_cifar", "resnet18"),
-        ("mobilenetv2", "gr_mobilenetv2_cifar", "mobilenetv2"),
-        ("ca_resnet18", "ca_resnet18_cifar", ""),
-    ]
+    gradients, top_1 = thesis["interpretable gradients"], thesis["accuracy"]
 
-    def two(runs: Sequence[str], model: str, its: Json | None = None) -> Callable[[], str]:
-        return lambda: beside(measured, runs, model, its or {})
+    def two(run: str, model: str, its: Json | None = None) -> Callable[[], str]:
+        return lambda: beside(measured, run, model, its or {})
 
     return {
-        "accuracy": lambda: accuracies(measured, pairs, thesis["accuracy"]),
-        "resnet18": two(["resnet18", "resnet18_scorecam"], "gr_resnet18_cifar", gradients["resnet18"]),
+        "resnet18, accuracy": lambda: accuracies(measured, "resnet18", "gr_resnet18_cifar", top_1["resnet18"]),
+        "mobilenetv2, accuracy": lambda: accuracies(
+            measured, "mobilenetv2", "gr_mobilenetv2_cifar", top_1["mobilenetv2"]
+        ),
+        "pooling, accuracy": lambda: accuracies(measured, "ca_resnet18", "ca_resnet18_cifar"),
+        "resnet18": two("resnet18", "gr_resnet18_cifar", gradients["resnet18"]),
+        "resnet18, scorecam": two("resnet18_scorecam", "gr_resnet18_cifar", gradients["resnet18"]),
+        "resnet18, floors": lambda: floors(measured, "resnet18", "gr_resnet18_cifar"),
+        "resnet18, insertion": two("resnet18_insertion", "gr_resnet18_cifar", gradients["resnet18"]),
         "resnet18, search": lambda: searched(measured, "resnet18_search", "gradcam"),
         "resnet18, search, floor": lambda: searched(measured, "resnet18_search", "center_gaussian"),
         "resnet18, plain": lambda: alone(measured, "resnet18_cifar", "resnet18_cifar", gradients["resnet18"]),
-        "mobilenetv2": two(["mobilenetv2", "mobilenetv2_scorecam"], "gr_mobilenetv2_cifar"),
-        "layers": two(["resnet18_layers"], "gr_resnet18_cifar"),
-        "pooling": two(["ca_resnet18", "ca_resnet18_scorecam"], "ca_resnet18_cifar"),
+        "mobilenetv2": two("mobilenetv2", "gr_mobilenetv2_cifar"),
+        "layers": two("resnet18_layers", "gr_resnet18_cifar"),
+        "pooling": two("ca_resnet18", "ca_resnet18_cifar"),
         "pooling, thesis": lambda: as_the_thesis(thesis["pooling"]),
-        "few pictures": two(["ca_efficientnet_lite0"], "ca_efficientnet_lite0"),
+        "few pictures": two("ca_efficientnet_lite0", "ca_efficientnet_lite0"),
         "few pictures, floors": lambda: floors(measured, "ca_efficientnet_lite0", "ca_efficientnet_lite0"),
         "few pictures, attention": lambda: alone(measured, "ca_efficientnet_lite0", "ca_efficientnet_lite0"),
     }
@@ -170,11 +170,10 @@ def tables(measured: Measured) -> dict[str, Callable[[], str]]:
 
 def floors(measured: Measured, run: str, model: str) -> str:
     """What maps that say nothing get on two networks."""
-    rows = [["floor", *titles()]]
-    for _, line in measured.comparison([run], model):
-        if line["floor"]:
-            rows.append([f"`{line['method']}`", *(change(line["metrics"][name]) for name in METRICS)])
-    return markdown(rows)
+    lines = [line for line in measured.comparison(run, model)["rows"] if line["floor"]]
+    names = measured_metrics(lines[0])
+    rows = [[f"`{line['method']}`", *(change(line["metrics"][name]) for name in names)] for line in lines]
+    return markdown([["floor", *titles(names)], *rows])
 
 
 def alone(measured: Measured, run: str, model: str, thesis: Json | None = None) -> str:
@@ -182,12 +181,12 @@ def alone(measured: Measured, run: str, model: str, thesis: Json | None = None) 
 
     Args:
         measured: where the figures are.
-        run: the run's name; it need not have measured every metric.
+        run: the run's name.
         model: the network.
         thesis: the thesis' figures of a pair by method and metric, of which the first network's stand here, too.
     """
     (table,) = (table for table in measured.summary(run)["tables"] if table["model"] == model)
-    names = [name for name in METRICS if name in table["rows"][0]["metrics"]]
+    names = measured_metrics(table["rows"][0])
     rows = [["method", *titles(names)]]
     for line in table["rows"]:
         if line["floor"]:
@@ -210,7 +209,7 @@ def searched(measured: Measured, run: str, method: str) -> str:
     """
     summary = measured.summary(run)
     (line,) = (line for line in summary["tables"][0]["rows"] if line["method"] == method)
-    names = [name for name in METRICS if name in line["metrics"]]
+    names = measured_metrics(line)
     cells = {summary["tables"][0]["model"]: [f"{line['metrics'][name]['mean']:.2f}" for name in names]}
     for found in summary["comparisons"]:
         (line,) = (line for line in found["rows"] if line["method"] == method)
@@ -253,8 +252,9 @@ def results(measured: Measured, name: str, told: Json) -> dict[str, Any]:
     Args:
         measured: where the figures are.
         name: the model's.
-        told: its part of cards.toml: `runs`, of which the first gives the accuracy; `dataset`, and its `split` if that
-            is not the test split; `training`; `sections`; and what it is `compared` with, if it is.
+        told: its part of cards.toml: `runs`, of which the first gives the accuracy, and each that compares it with
+            another network a section, with `titles` by run; `dataset`, and its `split` if that is not the test split;
+            `training`; `sections`.
     """
     first = measured.summary(told["runs"][0])
     accuracy, _ = measured.accuracy(told["runs"][0], name)
@@ -274,26 +274,27 @@ def results(measured: Measured, name: str, told: Json) -> dict[str, Any]:
         "training": told["training"],
         "sections": list(told["sections"]),
     }
-    for run in told["runs"] if "compared" in told else ():
-        summary = measured.summary(run)
-        lines = [
-            (found, line)
-            for found, line in measured.comparison([run], name)
-            if not line["floor"] and found["first"] == told["compared"]
-        ]
-        found["sections"].append(
-            {
-                "title": told.get("titles", {}).get(run, "Explanations"),
-                "text": [
-                    f"`{told['compared']}` → `{name}`: means over {lines[0][0]['pictures']:,} pictures, percent; "
-                    "▲ better, ▼ worse, ≈ not told apart (paired by picture, 95 %).",
-                ],
-                "columns": ["method", *titles()],
-                "rows": [[f"`{line['method']}`", *(change(line["metrics"][m]) for m in METRICS)] for _, line in lines],
-                "command": summary["command"],
-            }
-        )
+    for run in told["runs"]:
+        if measured.summary(run)["comparisons"]:
+            found["sections"].append(section(measured, run, name, told.get("titles", {}).get(run, "Explanations")))
     return found
+
+
+def section(measured: Measured, run: str, name: str, title: str) -> dict[str, Any]:
+    """What a card says of a model beside what a run compares it with."""
+    found = measured.comparison(run, name)
+    lines = [line for line in found["rows"] if not line["floor"]]
+    names = measured_metrics(lines[0])
+    return {
+        "title": title,
+        "text": [
+            f"`{found['first']}` → `{name}`: means over {found['pictures']:,} pictures, percent; "
+            "▲ better, ▼ worse, ≈ not told apart (paired by picture, 95 %).",
+        ],
+        "columns": ["method", *titles(names)],
+        "rows": [[f"`{line['method']}`", *(change(line["metrics"][m]) for m in names)] for line in lines],
+        "command": measured.summary(run)["command"],
+    }
 
 
 def write_cards(measured: Measured, cards: Json, folder: Path) -> None:

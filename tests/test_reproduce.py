@@ -19,6 +19,7 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "reproduce.py"
 RUNS = {
     "resnet18_cifar": "resnet18_cifar",
     "resnet18": "gr_resnet18_cifar",
+    "resnet18_insertion": "gr_resnet18_cifar",
     "resnet18_scorecam": "gr_resnet18_cifar",
     "resnet18_layers": "gr_resnet18_cifar",
     "mobilenetv2": "gr_mobilenetv2_cifar",
@@ -93,7 +94,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "resnet18_search" / "loss_0.1.csv").write_text("epoch,loss,penalty\n1,0.75,0.875\n2,0.5,0.625\n")
     thesis = {m: [30.16, 28.09] for m in METRICS}
     told = {
-        "accuracy": {"resnet18": [73.42, 72.86]},
+        "accuracy": {"resnet18": [73.42, 72.86], "mobilenetv2": [59.43, 62.36]},
         "interpretable gradients": {"resnet18": {"gradcam": thesis}},
         "pooling": {"resnet50": {"gradcam": thesis}},
     }
@@ -103,8 +104,11 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_tables(recipe: ModuleType, folder: Path) -> None:
     found = {name: make() for name, make in recipe.tables(recipe.Measured(folder)).items()}
-    assert "| `resnet18_cifar` → `gr_resnet18_cifar` | 73.42 → 72.86 | 75.00 → 75.25 | 400 |" in found["accuracy"]
-    assert "| `mobilenetv2_cifar` → `gr_mobilenetv2_cifar` |  | 75.00 → 75.25 | 400 |" in found["accuracy"]
+    lines = found["resnet18, accuracy"].splitlines()
+    assert lines[0] == "| top-1 ↑ | `resnet18_cifar` | `gr_resnet18_cifar` | pictures |"
+    assert lines[2:] == ["| thesis | 73.42 | 72.86 |  |", "| here | 75.00 | 75.25 | 400 |"]
+    assert found["mobilenetv2, accuracy"].splitlines()[0].startswith("| top-1 ↑ | `mobilenetv2_cifar` | `gr_mob")
+    assert found["pooling, accuracy"].splitlines()[2:] == ["| here | 75.00 | 75.25 | 400 |"]
     lines = found["resnet18"].splitlines()
     assert lines[0] == "| CAM |  | AD ↓ | AG ↑ | AI ↑ | I ↑ | D ↓ | pictures |"
     assert lines[2].startswith("| `gradcam` | thesis | 30.16 → 28.09 |")
@@ -112,10 +116,12 @@ def test_the_tables(recipe: ModuleType, folder: Path) -> None:
     assert lines[3].endswith("| 400 |")
     assert lines[4].startswith("|  | difference | -1.50 (-1.75 to -1.25) |")
     assert lines[5].startswith("| `xgradcam` | here |")  # of which the thesis' file says nothing here
-    assert lines[7].startswith("| `scorecam` | here |")
-    assert lines[7].endswith("| 50 |")
+    scorecam = found["resnet18, scorecam"].splitlines()
+    assert scorecam[2].startswith("| `scorecam` | here |")
+    assert scorecam[2].endswith("| 50 |")
     assert "fakecam" not in found["resnet18"]
     assert found["pooling, thesis"].splitlines()[2].startswith("| `resnet50` | `gradcam` | 30.16 → 28.09 |")
+    assert found["resnet18, floors"].splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
     assert found["few pictures, floors"].splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
     assert found["few pictures, attention"].splitlines()[2].startswith("| `gradcam` | 10.00 (9.00 to 11.00) |")
     assert "fakecam" not in found["few pictures, attention"]
@@ -142,10 +148,28 @@ def test_a_run_without_every_metric(recipe: ModuleType, folder: Path) -> None:
     for row in summary["tables"][0]["rows"]:
         del row["metrics"]["insertion"], row["metrics"]["deletion"]
     (folder / "resnet18_cifar.json").write_text(json.dumps(summary))
-    lines = recipe.tables(recipe.Measured(folder))["resnet18, plain"]().splitlines()
+    made = recipe.tables(recipe.Measured(folder))
+    lines = made["resnet18, plain"]().splitlines()
     assert lines[0] == "| method | AD ↓ | AG ↑ | AI ↑ |"
     assert lines[2] == "| `gradcam`, thesis | 30.16 | 30.16 | 30.16 |"
     assert len(lines) == 4
+    summary = json.loads((folder / "resnet18_insertion.json").read_text())
+    for row in summary["comparisons"][0]["rows"]:
+        row["metrics"] = {name: row["metrics"][name] for name in METRICS[3:]}
+    (folder / "resnet18_insertion.json").write_text(json.dumps(summary))
+    lines = made["resnet18, insertion"]().splitlines()
+    assert lines[0] == "| CAM |  | I ↑ | D ↓ | pictures |"
+    assert lines[2] == "| `gradcam` | thesis | 30.16 → 28.09 | 30.16 → 28.09 |  |"
+    assert lines[3] == "| `gradcam` | here | 13.00 → 11.50 ▲ | 14.00 → 12.50 ≈ | 400 |"
+    told = {
+        "runs": ["resnet18_insertion"],
+        "dataset": "d",
+        "training": "",
+        "sections": [],
+    }
+    (section,) = recipe.results(recipe.Measured(folder), "gr_resnet18_cifar", told)["sections"]
+    assert section["columns"] == ["method", "I ↑", "D ↓"]
+    assert section["rows"][0] == ["`gradcam`", "13.00 → 11.50 ▲", "14.00 → 12.50 ≈"]
 
 
 def test_the_page_is_filled(recipe: ModuleType) -> None:
@@ -169,7 +193,6 @@ def test_a_cards_results(recipe: ModuleType, folder: Path, tmp_path: Path) -> No
 
     told = {
         "runs": ["resnet18", "resnet18_scorecam"],
-        "compared": "resnet18_cifar",
         "dataset": "cifar100",
         "training": "accelerate launch recipes/train.py",
         "sections": [{"title": "Limits", "text": ["Small pictures."]}],
