@@ -161,6 +161,8 @@ def tables(measured: Measured) -> dict[str, Callable[[], str]]:
         "mobilenetv2": two("mobilenetv2", "gr_mobilenetv2_cifar"),
         "layers": two("resnet18_layers", "gr_resnet18_cifar"),
         "pooling": two("ca_resnet18", "ca_resnet18_cifar"),
+        "pooling, floors": lambda: floors(measured, "ca_resnet18", "ca_resnet18_cifar"),
+        "pooling, attention": lambda: alone(measured, "ca_resnet18", "ca_resnet18_cifar"),
         "pooling, thesis": lambda: as_the_thesis(thesis["pooling"]),
         "few pictures": two("ca_efficientnet_lite0", "ca_efficientnet_lite0"),
         "few pictures, floors": lambda: floors(measured, "ca_efficientnet_lite0", "ca_efficientnet_lite0"),

@@ -122,6 +122,8 @@ def test_the_tables(recipe: ModuleType, folder: Path) -> None:
     assert "fakecam" not in found["resnet18"]
     assert found["pooling, thesis"].splitlines()[2].startswith("| `resnet50` | `gradcam` | 30.16 → 28.09 |")
     assert found["resnet18, floors"].splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
+    assert found["pooling, floors"].splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
+    assert found["pooling, attention"].splitlines()[2].startswith("| `gradcam` | 10.00 (9.00 to 11.00) |")
     assert found["few pictures, floors"].splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
     assert found["few pictures, attention"].splitlines()[2].startswith("| `gradcam` | 10.00 (9.00 to 11.00) |")
     assert "fakecam" not in found["few pictures, attention"]
