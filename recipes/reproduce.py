@@ -2,7 +2,7 @@
 
     python recipes/reproduce.py
 
-Every figure comes from a summary.json that lies in docs/reproduction/ under the name of its run, or from the
+Every figure in a table comes from a summary.json that lies in docs/reproduction/ under the name of its run, or from the
 summary.csv of a training run, or, where the page has the thesis' own, from docs/reproduction/thesis.json.
 Written by hand are the page's prose and model_cards/cards.toml.
 """
@@ -277,7 +277,7 @@ def results(measured: Measured, name: str, told: Json) -> dict[str, Any]:
         "sections": list(told["sections"]),
     }
     for run in told["runs"]:
-        if measured.summary(run)["comparisons"]:
+        if any(its["second"] == name for its in measured.summary(run)["comparisons"]):
             found["sections"].append(section(measured, run, name, told.get("titles", {}).get(run, "Explanations")))
     return found
 

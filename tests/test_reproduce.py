@@ -23,9 +23,7 @@ RUNS = {
     "resnet18_scorecam": "gr_resnet18_cifar",
     "resnet18_layers": "gr_resnet18_cifar",
     "mobilenetv2": "gr_mobilenetv2_cifar",
-    "mobilenetv2_scorecam": "gr_mobilenetv2_cifar",
     "ca_resnet18": "ca_resnet18_cifar",
-    "ca_resnet18_scorecam": "ca_resnet18_cifar",
     "ca_efficientnet_lite0": "ca_efficientnet_lite0",
 }
 METRICS = ["average_drop", "average_gain", "average_increase", "insertion", "deletion"]

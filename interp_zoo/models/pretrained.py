@@ -56,7 +56,7 @@ def build(
     if not pretrained:
         return build_model_with_cfg(make, variant, False, **kwargs)
     overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
-    if overlay.keys() & {"hf_hub_id", "url"}:  # not those in the package, which timm takes first
+    if overlay.get("hf_hub_id") or overlay.get("url"):  # not those in the package, which timm takes first
         overlay = {"file": None, **overlay}
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay).to_dict()
     source = _source(cfg)
