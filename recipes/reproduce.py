@@ -55,8 +55,9 @@ class Measured:
         Raises:
             ValueError: if it does not compare it, or with several targets.
         """
-        (found,) = (found for found in self.summary(name)["comparisons"] if found["second"] == model)
-        return found  # type: ignore[no-any-return]
+        found: Json
+        (found,) = (its for its in self.summary(name)["comparisons"] if its["second"] == model)
+        return found
 
     def accuracy(self, name: str, model: str) -> tuple[float, int]:
         """Top-1 in percent on the pictures of a run, and their number."""

@@ -38,7 +38,7 @@ def build(
     """A model by timm's `build_model_with_cfg`, whose pretrained weights are all there or an error.
 
     Timm itself leaves weights random where a checkpoint of another architecture comes with another number of classes,
-    and falls back on pickled weights.
+    falls back on pickled weights, and takes a file that the package carries before those that the caller names.
 
     Args:
         make: makes the model, from what timm's entry points are given.
@@ -56,7 +56,7 @@ def build(
     if not pretrained:
         return build_model_with_cfg(make, variant, False, **kwargs)
     overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
-    if overlay.get("hf_hub_id") or overlay.get("url"):  # not those in the package, which timm takes first
+    if overlay.get("hf_hub_id") or overlay.get("url"):
         overlay = {"file": None, **overlay}
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay).to_dict()
     source = _source(cfg)
