@@ -15,6 +15,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,33 +143,40 @@ def tables(measured: Measured) -> dict[str, Callable[[], str]]:
     """What makes each table of docs/reproduction.md, by the name that its place there has."""
     thesis = measured.summary("thesis")
     gradients, top_1 = thesis["interpretable gradients"], thesis["accuracy"]
-
-    def two(run: str, model: str, its: Json | None = None) -> Callable[[], str]:
-        return lambda: beside(measured, run, model, its or {})
-
     return {
-        "resnet18, accuracy": lambda: accuracies(measured, "resnet18", "gr_resnet18_cifar", top_1["resnet18"]),
-        "mobilenetv2, accuracy": lambda: accuracies(
-            measured, "mobilenetv2", "gr_mobilenetv2_cifar", top_1["mobilenetv2"]
-        ),
-        "pooling, accuracy": lambda: accuracies(measured, "ca_resnet18", "ca_resnet18_cifar"),
-        "resnet18": two("resnet18", "gr_resnet18_cifar", gradients["resnet18"]),
-        "resnet18, scorecam": two("resnet18_scorecam", "gr_resnet18_cifar", gradients["resnet18"]),
-        "resnet18, floors": lambda: floors(measured, "resnet18", "gr_resnet18_cifar"),
-        "resnet18, insertion": two("resnet18_insertion", "gr_resnet18_cifar", gradients["resnet18"]),
+        **of_a_pair(measured, "resnet18", "resnet18", "gr_resnet18_cifar", gradients["resnet18"], top_1["resnet18"]),
+        "resnet18, plain": lambda: alone(measured, "resnet18_cifar", "resnet18_cifar", gradients["resnet18"]),
         "resnet18, search": lambda: searched(measured, "resnet18_search", "gradcam"),
         "resnet18, search, floor": lambda: searched(measured, "resnet18_search", "center_gaussian"),
-        "resnet18, plain": lambda: alone(measured, "resnet18_cifar", "resnet18_cifar", gradients["resnet18"]),
-        "mobilenetv2": two("mobilenetv2", "gr_mobilenetv2_cifar"),
-        "layers": two("resnet18_layers", "gr_resnet18_cifar"),
-        "pooling": two("ca_resnet18", "ca_resnet18_cifar"),
-        "pooling, floors": lambda: floors(measured, "ca_resnet18", "ca_resnet18_cifar"),
-        "pooling, attention": lambda: alone(measured, "ca_resnet18", "ca_resnet18_cifar"),
+        **of_a_pair(measured, "mobilenetv2", "mobilenetv2", "gr_mobilenetv2_cifar", top_1=top_1["mobilenetv2"]),
+        **of_a_pair(measured, "pooling", "ca_resnet18", "ca_resnet18_cifar"),
         "pooling, thesis": lambda: as_the_thesis(thesis["pooling"]),
-        "few pictures": two("ca_efficientnet_lite0", "ca_efficientnet_lite0"),
-        "few pictures, floors": lambda: floors(measured, "ca_efficientnet_lite0", "ca_efficientnet_lite0"),
-        "few pictures, attention": lambda: alone(measured, "ca_efficientnet_lite0", "ca_efficientnet_lite0"),
+        **of_a_pair(measured, "few pictures", "ca_efficientnet_lite0", "ca_efficientnet_lite0"),
     }
+
+
+def of_a_pair(
+    measured: Measured, title: str, run: str, model: str, thesis: Json | None = None, top_1: Sequence[float] = ()
+) -> dict[str, Callable[[], str]]:
+    """The tables of a network beside the one it is compared with.
+
+    Args:
+        measured: where the figures are.
+        title: what the tables' names begin with.
+        run: the run's name, and what those of the pair's further runs begin with, which measure what takes longer.
+        model: the network whose figures come second.
+        thesis: the thesis' figures by method and metric.
+        top_1: the thesis' two accuracies.
+    """
+    found: dict[str, Callable[[], str]] = {f"{title}, accuracy": lambda: accuracies(measured, run, model, top_1)}
+    for more in ("", "insertion", "scorecam", "layers"):
+        name, its = (f"{title}, {more}", f"{run}_{more}") if more else (title, run)
+        found |= {
+            name: partial(beside, measured, its, model, thesis or {}),
+            f"{name}, floors": partial(floors, measured, its, model),
+            f"{name}, alone": partial(alone, measured, its, model),
+        }
+    return found
 
 
 def floors(measured: Measured, run: str, model: str) -> str:

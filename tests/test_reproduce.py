@@ -101,33 +101,36 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_tables(recipe: ModuleType, folder: Path) -> None:
-    found = {name: make() for name, make in recipe.tables(recipe.Measured(folder)).items()}
-    lines = found["resnet18, accuracy"].splitlines()
+    made = recipe.tables(recipe.Measured(folder))
+    lines = made["resnet18, accuracy"]().splitlines()
     assert lines[0] == "| top-1 ↑ | `resnet18_cifar` | `gr_resnet18_cifar` | pictures |"
     assert lines[2:] == ["| thesis | 73.42 | 72.86 |  |", "| here | 75.00 | 75.25 | 400 |"]
-    assert found["mobilenetv2, accuracy"].splitlines()[0].startswith("| top-1 ↑ | `mobilenetv2_cifar` | `gr_mob")
-    assert found["pooling, accuracy"].splitlines()[2:] == ["| here | 75.00 | 75.25 | 400 |"]
-    lines = found["resnet18"].splitlines()
+    assert made["mobilenetv2, accuracy"]().splitlines()[0].startswith("| top-1 ↑ | `mobilenetv2_cifar` | `gr_mob")
+    assert made["pooling, accuracy"]().splitlines()[2:] == ["| here | 75.00 | 75.25 | 400 |"]
+    lines = made["resnet18"]().splitlines()
     assert lines[0] == "| CAM |  | AD ↓ | AG ↑ | AI ↑ | I ↑ | D ↓ | pictures |"
     assert lines[2].startswith("| `gradcam` | thesis | 30.16 → 28.09 |")
     assert lines[3].startswith("| `gradcam` | here | 10.00 → 8.50 ▲ | 11.00 → 9.50 ≈ | 12.00 → 10.50 ▼ |")
     assert lines[3].endswith("| 400 |")
     assert lines[4].startswith("|  | difference | -1.50 (-1.75 to -1.25) |")
     assert lines[5].startswith("| `xgradcam` | here |")  # of which the thesis' file says nothing here
-    scorecam = found["resnet18, scorecam"].splitlines()
+    scorecam = made["resnet18, scorecam"]().splitlines()
     assert scorecam[2].startswith("| `scorecam` | here |")
     assert scorecam[2].endswith("| 50 |")
-    assert "fakecam" not in found["resnet18"]
-    assert found["pooling, thesis"].splitlines()[2].startswith("| `resnet50` | `gradcam` | 30.16 → 28.09 |")
-    assert found["resnet18, floors"].splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
-    assert found["pooling, floors"].splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
-    assert found["pooling, attention"].splitlines()[2].startswith("| `gradcam` | 10.00 (9.00 to 11.00) |")
-    assert found["few pictures, floors"].splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
-    assert found["few pictures, attention"].splitlines()[2].startswith("| `gradcam` | 10.00 (9.00 to 11.00) |")
-    assert "fakecam" not in found["few pictures, attention"]
-    plain = found["resnet18, plain"].splitlines()
+    assert "fakecam" not in made["resnet18"]()
+    assert made["pooling, thesis"]().splitlines()[2].startswith("| `resnet50` | `gradcam` | 30.16 → 28.09 |")
+    assert made["resnet18, floors"]().splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
+    assert made["pooling, floors"]().splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
+    assert made["pooling, alone"]().splitlines()[2].startswith("| `gradcam` | 10.00 (9.00 to 11.00) |")
+    assert made["few pictures, floors"]().splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
+    assert made["few pictures, alone"]().splitlines()[2].startswith("| `gradcam` | 10.00 (9.00 to 11.00) |")
+    assert "fakecam" not in made["few pictures, alone"]()
+    plain = made["resnet18, plain"]().splitlines()
     assert plain[2] == "| `gradcam`, thesis | 30.16 | 30.16 | 30.16 | 30.16 | 30.16 |"
     assert plain[3].startswith("| `gradcam` | 10.00 (9.00 to 11.00) |")
+    for longer, methods in (("insertion", "xgradcam"), ("layers", "xgradcam"), ("scorecam", "scorecam")):
+        assert f"| `{methods}` | here |" in made[f"resnet18, {longer}"]()
+        assert made[f"resnet18, {longer}, floors"]().splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
 
 
 def test_the_table_of_a_search(recipe: ModuleType, folder: Path) -> None:
