@@ -148,6 +148,7 @@ def tables(measured: Measured) -> dict[str, Callable[[], str]]:
         "resnet18, plain": lambda: alone(measured, "resnet18_cifar", "resnet18_cifar", gradients["resnet18"]),
         "resnet18, search": lambda: searched(measured, "resnet18_search", "gradcam"),
         "resnet18, search, floor": lambda: searched(measured, "resnet18_search", "center_gaussian"),
+        "mobilenetv2, plain": lambda: alone(measured, "mobilenetv2_cifar", "mobilenetv2_cifar", with_floors=True),
         **of_a_pair(measured, "mobilenetv2", "mobilenetv2", "gr_mobilenetv2_cifar", top_1=top_1["mobilenetv2"]),
         **of_a_pair(measured, "pooling", "ca_resnet18", "ca_resnet18_cifar"),
         "pooling, thesis": lambda: as_the_thesis(thesis["pooling"]),
@@ -187,7 +188,7 @@ def floors(measured: Measured, run: str, model: str) -> str:
     return markdown([["floor", *titles(names)], *rows])
 
 
-def alone(measured: Measured, run: str, model: str, thesis: Json | None = None) -> str:
+def alone(measured: Measured, run: str, model: str, thesis: Json | None = None, *, with_floors: bool = False) -> str:
     """A network's methods with their intervals, beside no other network.
 
     Args:
@@ -195,12 +196,13 @@ def alone(measured: Measured, run: str, model: str, thesis: Json | None = None) 
         run: the run's name.
         model: the network.
         thesis: the thesis' figures of a pair by method and metric, of which the first network's stand here, too.
+        with_floors: have the maps that say nothing as well.
     """
     (table,) = (table for table in measured.summary(run)["tables"] if table["model"] == model)
     names = measured_metrics(table["rows"][0])
     rows = [["method", *titles(names)]]
     for line in table["rows"]:
-        if line["floor"]:
+        if line["floor"] and not with_floors:
             continue
         if its := (thesis or {}).get(line["method"]):
             rows.append([f"`{line['method']}`, thesis", *(f"{its[name][0]:.2f}" for name in names)])

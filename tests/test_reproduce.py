@@ -23,6 +23,7 @@ RUNS = {
     "resnet18_scorecam": "gr_resnet18_cifar",
     "resnet18_layers": "gr_resnet18_cifar",
     "mobilenetv2": "gr_mobilenetv2_cifar",
+    "mobilenetv2_cifar": "mobilenetv2_cifar",
     "ca_resnet18": "ca_resnet18_cifar",
     "ca_efficientnet_lite0": "ca_efficientnet_lite0",
 }
@@ -128,6 +129,8 @@ def test_the_tables(recipe: ModuleType, folder: Path) -> None:
     plain = made["resnet18, plain"]().splitlines()
     assert plain[2] == "| `gradcam`, thesis | 30.16 | 30.16 | 30.16 | 30.16 | 30.16 |"
     assert plain[3].startswith("| `gradcam` | 10.00 (9.00 to 11.00) |")
+    plain = made["mobilenetv2, plain"]().splitlines()
+    assert [row.split(" | ")[0] for row in plain[2:]] == ["| `gradcam`", "| `fakecam`"]
     for longer, methods in (("insertion", "xgradcam"), ("layers", "xgradcam"), ("scorecam", "scorecam")):
         assert f"| `{methods}` | here |" in made[f"resnet18, {longer}"]()
         assert made[f"resnet18, {longer}, floors"]().splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
