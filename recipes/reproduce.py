@@ -169,7 +169,7 @@ def of_a_pair(
         thesis: the thesis' figures by method and metric.
         top_1: the thesis' two accuracies.
     """
-    found: dict[str, Callable[[], str]] = {f"{title}, accuracy": lambda: accuracies(measured, run, model, top_1)}
+    found: dict[str, Callable[[], str]] = {f"{title}, accuracy": partial(accuracies, measured, run, model, top_1)}
     for more in ("", "insertion", "scorecam", "layers"):
         name, its = (f"{title}, {more}", f"{run}_{more}") if more else (title, run)
         found |= {

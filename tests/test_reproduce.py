@@ -131,8 +131,8 @@ def test_the_tables(recipe: ModuleType, folder: Path) -> None:
     assert plain[3].startswith("| `gradcam` | 10.00 (9.00 to 11.00) |")
     plain = made["mobilenetv2, plain"]().splitlines()
     assert [row.split(" | ")[0] for row in plain[2:]] == ["| `gradcam`", "| `fakecam`"]
-    for longer, methods in (("insertion", "xgradcam"), ("layers", "xgradcam"), ("scorecam", "scorecam")):
-        assert f"| `{methods}` | here |" in made[f"resnet18, {longer}"]()
+    for longer, method in (("insertion", "xgradcam"), ("layers", "xgradcam"), ("scorecam", "scorecam")):
+        assert f"| `{method}` | here |" in made[f"resnet18, {longer}"]()
         assert made[f"resnet18, {longer}, floors"]().splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
 
 
