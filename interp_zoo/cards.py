@@ -219,6 +219,8 @@ def _use(source: str) -> list[str]:
     return [
         "## Use",
         "",
+        'With `pip install ".[demo]"` in the repository of interp_zoo:',
+        "",
         "```python",
         "import timm, interp_zoo",
         "",

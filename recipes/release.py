@@ -11,6 +11,7 @@ weights.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="a training run's folder best, or any other that is a local-dir: name")
     parser.add_argument("--folder", type=Path, default=CARRIED, help="where to (the package's)")
     args = parser.parse_args(argv)
-    for file in release(args.run, args.folder):
+    try:
+        files = release(args.run, args.folder)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    for file in files:
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 
 

@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -56,13 +57,23 @@ class Measured:
         Raises:
             ValueError: if it does not compare it, or with several targets.
         """
-        found: Json
-        (found,) = (its for its in self.summary(name)["comparisons"] if its["second"] == model)
-        return found
+        return self._one(name, "comparisons", "second", model)
+
+    def table(self, name: str, model: str) -> Json:
+        """What a run says of a model by itself.
+
+        Raises:
+            ValueError: if it does not have it, or with several targets.
+        """
+        return self._one(name, "tables", "model", model)
 
     def accuracy(self, name: str, model: str) -> tuple[float, int]:
-        """Top-1 in percent on the pictures of a run, and their number."""
-        (facts,) = (facts for facts in self.summary(name)["models"] if facts["name"] == model)
+        """Top-1 in percent on the pictures of a run, and their number.
+
+        Raises:
+            ValueError: if the run does not have this model.
+        """
+        facts = self._one(name, "models", "name", model)
         return 100 * facts["correct"] / facts["labelled"], facts["labelled"]
 
     def penalty(self, run: str, variant: str) -> str:
@@ -73,6 +84,12 @@ class Measured:
         """
         *_, last = csv.DictReader(self._read(f"{run}/{variant}.csv").splitlines())
         return f"{float(last['penalty']):.3f}" if last.get("penalty") else ""
+
+    def _one(self, name: str, part: str, key: str, model: str) -> Json:
+        found: list[Json] = [its for its in self.summary(name)[part] if its[key] == model]
+        if len(found) != 1:
+            raise ValueError(f'"{name}.json" has "{model}" {len(found)} times among its {part}, but must have it once')
+        return found[0]
 
     def _read(self, name: str) -> str:
         file = self._folder / name
@@ -198,7 +215,7 @@ def alone(measured: Measured, run: str, model: str, thesis: Json | None = None, 
         thesis: the thesis' figures of a pair by method and metric, of which the first network's stand here, too.
         with_floors: have the maps that say nothing as well.
     """
-    (table,) = (table for table in measured.summary(run)["tables"] if table["model"] == model)
+    table = measured.table(run, model)
     names = measured_metrics(table["rows"][0])
     rows = [["method", *titles(names)]]
     for line in table["rows"]:
@@ -268,6 +285,9 @@ def results(measured: Measured, name: str, told: Json) -> dict[str, Any]:
         told: its part of cards.toml: `runs`, of which the first gives the accuracy, and each that compares it with
             another network a section, with `titles` by run; `dataset`, and its `split` if that is not the test split;
             `training`; `sections`.
+
+    Raises:
+        ValueError: if a run does not have the model.
     """
     first = measured.summary(told["runs"][0])
     accuracy, _ = measured.accuracy(told["runs"][0], name)
@@ -288,8 +308,9 @@ def results(measured: Measured, name: str, told: Json) -> dict[str, Any]:
         "sections": list(told["sections"]),
     }
     for run in told["runs"]:
-        if any(its["second"] == name for its in measured.summary(run)["comparisons"]):
-            found["sections"].append(section(measured, run, name, told.get("titles", {}).get(run, "Explanations")))
+        title = told.get("titles", {}).get(run, "Explanations")
+        compared = any(its["second"] == name for its in measured.summary(run)["comparisons"])
+        found["sections"].append((section if compared else section_alone)(measured, run, name, title))
     return found
 
 
@@ -298,16 +319,39 @@ def section(measured: Measured, run: str, name: str, title: str) -> dict[str, An
     found = measured.comparison(run, name)
     lines = [line for line in found["rows"] if not line["floor"]]
     names = measured_metrics(lines[0])
+    (first, _), (second, _) = measured.accuracy(run, found["first"]), measured.accuracy(run, name)
     return {
         "title": title,
         "text": [
             f"`{found['first']}` → `{name}`: means over {found['pictures']:,} pictures, percent; "
-            "▲ better, ▼ worse, ≈ not told apart (paired by picture, 95 %).",
+            "▲ better, ▼ worse, ≈ not told apart (paired by picture, 95 %). "
+            f"Top-1 on these pictures: {first:.2f} → {second:.2f}.",
         ],
         "columns": ["method", *titles(names)],
         "rows": [[f"`{line['method']}`", *(change(line["metrics"][m]) for m in names)] for line in lines],
         "command": measured.summary(run)["command"],
     }
+
+
+def section_alone(measured: Measured, run: str, name: str, title: str) -> dict[str, Any]:
+    """What a card says of a model that a run compares with no other: methods, and maps that say nothing."""
+    lines = measured.table(run, name)["rows"]
+    names = measured_metrics(lines[0])
+    _, pictures = measured.accuracy(run, name)
+    return {
+        "title": title,
+        "text": [
+            f"Means over {pictures:,} pictures, percent. The last rows are maps that are the same for every network.",
+        ],
+        "columns": ["method", *titles(names)],
+        "rows": [[f"`{line['method']}`", *(f"{line['metrics'][m]['mean']:.2f}" for m in names)] for line in lines],
+        "command": measured.summary(run)["command"],
+    }
+
+
+def write_page(measured: Measured, page: Path) -> None:
+    """Its tables anew."""
+    page.write_text(fill(page.read_text(encoding="utf-8"), tables(measured)), "utf-8")
 
 
 def write_cards(measured: Measured, cards: Json, folder: Path) -> None:
@@ -324,11 +368,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--root", type=Path, default=ROOT, help="where docs/ and model_cards/ are (this repository)")
     root = parser.parse_args(argv).root
-    measured = Measured(root / "docs" / "reproduction")
-    cards = tomllib.loads((root / "model_cards" / "cards.toml").read_text(encoding="utf-8"))
-    page = root / "docs" / "reproduction.md"
-    page.write_text(fill(page.read_text(encoding="utf-8"), tables(measured)), "utf-8")
-    write_cards(measured, cards, root / "model_cards")
+    try:
+        measured = Measured(root / "docs" / "reproduction")
+        write_page(measured, root / "docs" / "reproduction.md")
+        cards = tomllib.loads((root / "model_cards" / "cards.toml").read_text(encoding="utf-8"))
+        write_cards(measured, cards, root / "model_cards")
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -15,7 +17,8 @@ from torch import nn
 
 from interp_zoo.models.pretrained import CARRIED
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "reproduce.py"
+PAGE = Path(__file__).parents[1] / "docs" / "reproduction.md"
+CARDS = Path(__file__).parents[1] / "model_cards"
 RUNS = {
     "resnet18_cifar": "resnet18_cifar",
     "resnet18": "gr_resnet18_cifar",
@@ -192,6 +195,23 @@ def test_a_run_that_is_missing_is_told(recipe: ModuleType, folder: Path) -> None
     (folder / "mobilenetv2.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"mobilenetv2\.json\": copy the summary\.json"):
         recipe.tables(recipe.Measured(folder))["mobilenetv2"]()
+    measured = recipe.Measured(folder)
+    for part, ask in (
+        ("comparisons", measured.comparison),
+        ("tables", measured.table),
+        ("models", measured.accuracy),
+    ):
+        with pytest.raises(ValueError, match=rf'^"resnet18\.json" has "other" 0 times among its {part}, but must'):
+            ask("resnet18", "other")
+
+
+def test_what_is_missing_ends_in_one_line(recipe: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    shutil.copy(PAGE, tmp_path / "docs")
+    with pytest.raises(
+        SystemExit, match=r'^error: there is no ".*thesis.json": copy the summary.json of the run there$'
+    ):
+        recipe.main(["--root", str(tmp_path)])
 
 
 def test_a_cards_results(recipe: ModuleType, folder: Path, tmp_path: Path) -> None:
@@ -209,6 +229,7 @@ def test_a_cards_results(recipe: ModuleType, folder: Path, tmp_path: Path) -> No
     assert read.results[0]["value"] == 75.25
     assert read.command.endswith("--methods gradcam,xgradcam")
     limits, cams, scorecam = read.sections
+    assert "Top-1 on these pictures: 75.00 → 75.25." in cams["text"][0]
     assert limits == told["sections"][0]
     assert cams["rows"][0] == [
         "`gradcam`",
@@ -222,11 +243,62 @@ def test_a_cards_results(recipe: ModuleType, folder: Path, tmp_path: Path) -> No
     assert (scorecam["command"].split()[-1], scorecam["rows"][0][0]) == ("scorecam", "`scorecam`")
 
 
+def test_a_card_of_a_network_alone(recipe: ModuleType, folder: Path) -> None:
+    """What a run does not compare has its table, the floors with it, so that a reader can tell what is good."""
+    told = {"runs": ["resnet18_cifar"], "dataset": "d", "training": "", "sections": []}
+    summary = json.loads((folder / "resnet18_cifar.json").read_text())
+    summary["models"] = summary["models"][:1]
+    summary["comparisons"] = []
+    (folder / "resnet18_cifar.json").write_text(json.dumps(summary))
+    (section,) = recipe.results(recipe.Measured(folder), "resnet18_cifar", told)["sections"]
+    assert section["columns"] == ["method", "AD ↓", "AG ↑", "AI ↑", "I ↑", "D ↓"]
+    assert section["rows"] == [[f"`{m}`", "10.00", "11.00", "12.00", "13.00", "14.00"] for m in ("gradcam", "fakecam")]
+    assert section["text"][0].startswith("Means over 400 pictures")
+
+
+def test_the_committed_page_is_what_the_files_say(recipe: ModuleType, tmp_path: Path) -> None:
+    """Written anew from the results files, it is the same; and no table of figures stands outside its marks."""
+    page = tmp_path / "page.md"
+    shutil.copy(PAGE, page)
+    recipe.write_page(recipe.Measured(PAGE.with_suffix("")), page)
+    assert page.read_text("utf-8") == PAGE.read_text("utf-8")
+    outside = recipe.TABLE.sub("", PAGE.read_text("utf-8"))
+    assert not re.findall(r"^\| .*(?:→|\d\.\d\d \().*$", outside, re.MULTILINE)
+    summaries = {file.stem for file in PAGE.with_suffix("").glob("*.json")} - {"thesis"}
+    told = tomllib.loads((CARDS / "cards.toml").read_text(encoding="utf-8"))
+    used = {run for card in told.values() for run in card["runs"]} | {"resnet18_search"}
+    assert summaries == used  # nothing measured is left out
+
+
+def test_figures_in_prose_are_those_of_a_file(recipe: ModuleType) -> None:
+    """Of page and cards, with two decimals or more: measured, the thesis', or the difference of two accuracies."""
+    folder = PAGE.with_suffix("")
+    files = [*folder.rglob("*.json"), *folder.rglob("*.csv"), *PAGE.parent.glob("benchmark*.md")]
+    number = re.compile(r"(?<![\w.])\d+\.\d{2,}(?![\w.])")
+    known = {float(n) for file in files for n in number.findall(file.read_text("utf-8"))}
+    measured = recipe.Measured(folder)
+    top_1 = [value for pair in measured.summary("thesis")["accuracy"].values() for value in pair]
+    for file in folder.glob("*.json"):
+        models = measured.summary(file.stem).get("models", [])
+        top_1 += [measured.accuracy(file.stem, model["name"])[0] for model in models]
+    for file in folder.rglob("*.csv"):
+        top_1 += [float(row["eval_top-1"]) for row in csv.DictReader(file.read_text("utf-8").splitlines())]
+    derived = {*top_1, *(abs(round(a, 2) - round(b, 2)) for a in top_1 for b in top_1)}
+    prose = recipe.TABLE.sub("", PAGE.read_text("utf-8"))
+    cards = tomllib.loads((CARDS / "cards.toml").read_text(encoding="utf-8"))
+    prose += "\n".join(line for card in cards.values() for part in card["sections"] for line in part["text"])
+    told = number.findall(prose)
+    assert len(told) > 10
+    for figure in told:
+        digits = len(figure.partition(".")[2])
+        assert any(f"{value:.{digits}f}" == figure for value in known | derived), figure
+
+
 def test_the_committed_page_and_cards_are_what_the_files_say(
     recipe: ModuleType, demo: nn.Module, tmp_path: Path
 ) -> None:
     """Written anew from the results files, every figure of page and cards comes out as it is."""
-    root = RECIPE.parents[1]
+    root = CARDS.parent
     for part in ("docs/reproduction", "model_cards"):
         shutil.copytree(root / part, tmp_path / part)
     shutil.copy(root / "docs" / "reproduction.md", tmp_path / "docs")
@@ -236,7 +308,6 @@ def test_the_committed_page_and_cards_are_what_the_files_say(
     recipe.main(["--root", str(tmp_path)])
     page = (tmp_path / "docs" / "reproduction.md").read_text(encoding="utf-8")
     assert page == (root / "docs" / "reproduction.md").read_text(encoding="utf-8")
-    assert page.count("<!-- table: ") >= 4
     for file in (root / "model_cards").iterdir():
         assert (tmp_path / "model_cards" / file.name).read_text("utf-8") == file.read_text("utf-8"), file.name
     released = {file.name.partition(".")[0] for file in CARRIED.glob("*.safetensors")}

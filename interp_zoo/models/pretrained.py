@@ -63,7 +63,8 @@ def build(
     if not source:
         raise OSError(
             f'"{variant}" has no trained weights yet: train it with "accelerate launch recipes/train.py --model '
-            f'{variant}" and publish it with "interp-zoo push {variant}"{otherwise}'
+            f'{variant} --data-dir PICTURES --output RUN" and publish it with "interp-zoo push local-dir:RUN/best '
+            f'--repo-id YOU/{variant}"{otherwise}'
         )
     _refuse_pickles(variant, cfg)
     own: Any = get_pretrained_cfg(variant)

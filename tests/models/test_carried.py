@@ -19,7 +19,6 @@ import interp_zoo
 from interp_zoo.models import pretrained
 from interp_zoo.models.pretrained import CARRIED
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "release.py"
 RELEASED = sorted(p.name.removesuffix(".example.safetensors") for p in CARRIED.glob("*.example.safetensors"))
 MOST = 60e6  # bytes of all of them
 

@@ -139,7 +139,7 @@ def test_no_random_weights_for_trained_ones(name: str) -> None:
     ) as caught:
         timm.create_model(name, pretrained=True)
     assert_one_line(caught.value)
-    assert f'publish it with "interp-zoo push {name}"' in str(caught.value)
+    assert f'publish it with "interp-zoo push local-dir:RUN/best --repo-id YOU/{name}"' in str(caught.value)
     backbone_known = name.startswith("ca_") and ("cifar" not in name or bool(carried("resnet18_cifar")))
     assert ("backbone_pretrained=True" in str(caught.value)) == backbone_known
 

@@ -101,9 +101,9 @@ def test_a_backbone_and_its_stream(place: Path) -> None:
     pytest.importorskip("datasets")
     found = lines()
     run([*by_python(found["runs/resnet18"]), *SHORT], place)
-    said = run([*by_python(found["runs/ca_resnet18"]), *SHORT], place)
+    said = run([*by_python(found["runs/ca_resnet18_cifar"]), *SHORT], place)
     assert "top-1 of the backbone" in said
-    (row,) = table(place / "runs/ca_resnet18/summary.csv")
+    (row,) = table(place / "runs/ca_resnet18_cifar/summary.csv")
     assert row["backbone_top-1"] == table(place / "runs/resnet18/summary.csv")[0]["eval_top-1"]
     told = json.loads((place / "runs/ca_resnet18/best/results.json").read_text())
     assert (told["model"], told["datasets"]) == ("ca_resnet18_cifar", ["cifar100"])
