@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -30,8 +32,56 @@ from interp_zoo.models import CAStream
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
+# What starts processes runs on one worker, one after the other; and what shares a fixture that takes long.
+TOGETHER = {
+    "evaluation/test_evaluate_recipe.py": "processes",
+    "metrics/test_metric_classes.py": "processes",
+    "test_apart.py": "processes",
+    "test_benchmark.py": "processes",
+    "training/test_train_processes.py": "processes",
+    "training/test_train_readme.py": "processes",
+    "training/test_train_resume.py": "processes",
+    "training/test_train_recipe.py": "training",
+    "training/test_train_errors.py": "training",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    """Tests are dealt out one by one but for those that belong together (xdist's own groups need marks' node ids)."""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class Together(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return TOGETHER.get(nodeid.partition("::")[0].removeprefix("tests/"), nodeid)
+
+    return Together(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: no collection of garbage need look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+_BUILT: dict[str, tuple[nn.Module, Tensor]] = {}  # with where torch's generator was afterwards
+
+
 def lively(name: str, seed: int = 0, **kwargs: Any) -> nn.Module:
     """An untrained timm model whose parameters and statistics are all far from trivial, in eval mode."""
+    key = repr((name, seed, sorted(kwargs.items())))
+    if key not in _BUILT:
+        with torch.inference_mode(False):
+            made = _lively(name, seed, **kwargs)
+        if not name.startswith("test_"):
+            return made
+        _BUILT[key] = made, torch.get_rng_state()
+    model, random = _BUILT[key]
+    torch.set_rng_state(random)
+    return copy.deepcopy(model)
+
+
+def _lively(name: str, seed: int, **kwargs: Any) -> nn.Module:
     torch.manual_seed(seed)
     model: nn.Module = timm.create_model(name, **kwargs)
     generator = torch.Generator().manual_seed(seed)

@@ -7,6 +7,7 @@ layer's maps (C, h, w), G for the gradient of the logit of class c with respect 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -93,6 +94,7 @@ def weighted(weights: Sequence[Tensor] | Tensor, a: Tensor) -> Tensor:
 # --- masks ---
 
 
+@functools.cache
 def line(old: int, new: int, *, align_corners: bool) -> Tensor:
     """The matrix (new, old) of linear interpolation of `old` samples to `new`; edges are repeated."""
     matrix = torch.zeros(new, old, dtype=torch.float64)

@@ -24,8 +24,6 @@ from interp_zoo.training.gradients import Penalty
 from interp_zoo.training.networks import freeze_backbone
 from interp_zoo.training.objectives import InterpretableGradients, Plain, StreamTraining
 
-pytestmark = pytest.mark.xdist_group("benchmark")  # its fixtures take long: one worker makes them
-
 RECIPE = Path(__file__).parents[1] / "recipes" / "benchmark.py"
 TINY = "--model test_resnet --size 64 --batch 2 --repetitions 1 --processes 1 --threads 1 --pictures 2 --launches 1"
 TINY += " --train-batch 2 --examples 1 --masks 40 --steps 2"

@@ -23,8 +23,6 @@ from interp_zoo.evaluation.measures import MEASURES
 from interp_zoo.explain import Explainer, masking
 from interp_zoo.metrics import functional as F
 
-pytestmark = pytest.mark.xdist_group("evaluate")  # its fixtures take long: one worker makes them
-
 KINDS = ["label", "predicted", "least_likely"]
 METHODS = ["gradcam", *FLOORS]
 

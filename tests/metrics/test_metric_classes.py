@@ -228,9 +228,10 @@ def share(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_two_processes_count_each_picture_once(tmp_path: Path) -> None:
     """Also where one of them has no picture at all."""
-    mp.spawn(share, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    mp.start_processes(share, (str(tmp_path),), nprocs=2, start_method="fork")  # type: ignore[attr-defined, no-untyped-call]
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name in SPLITS:
         metric = CASES[name][0]()

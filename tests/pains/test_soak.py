@@ -82,6 +82,8 @@ def test_a_soak(tmp_path: Path) -> None:
     texture().save(good)
     bad = tmp_path / "bad.png"
     bad.write_bytes(good.read_bytes()[:300])
+    gc.collect()
+    gc.freeze()  # the package collects garbage when memory runs out: a hundred times here
     explained, wanted, raised, tensors, memory = 0, 0, 0, 0, 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # blank maps, skipped pictures, memory that runs out: by the hundred

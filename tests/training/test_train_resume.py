@@ -16,8 +16,6 @@ from trainings import arguments, finished, launch, losses, main, make_folder, sa
 
 from interp_zoo.training.runs import Journal
 
-pytestmark = pytest.mark.xdist_group("train_resume")
-
 # All that draws: order, crops, flips, colours, erasing, RandAugment, mixing, dropout.
 DRAWS = ["--mixup", "0.2", "--cutmix", "0.5", "--reprob", "0.3", "--aa", "rand-m9-mstd0.5", "--model-kwargs"]
 DRAWS += ["drop_rate=0.2", "--model-ema", "--model-ema-decay", "0.9", "--momentum", "0.9", "--epochs", "3"]
@@ -29,18 +27,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("pictures"))
 
 
-def kill_after(process: subprocess.Popen[str], output: Path, steps: int) -> None:
+def kill_after(started: list[subprocess.Popen[str]], output: Path, steps: int) -> None:
     """Kill -9, of all its processes, as soon as so many steps are written down."""
     ends = time.monotonic() + 200
-    while time.monotonic() < ends and process.poll() is None:
+    while time.monotonic() < ends and all(process.poll() is None for process in started):
         file = output / "steps.csv"
         if file.is_file() and len(file.read_bytes().splitlines()) > steps:
             break
         time.sleep(0.002)
-    assert process.poll() is None, process.communicate()[0]
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    for process in started:
+        assert process.poll() is None, process.communicate()[0]
+        os.killpg(process.pid, signal.SIGKILL)
+    for process in started:
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -51,15 +51,17 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert {**x, "seconds": ""} == {**y, "seconds": ""}
 
 
-def test_killed_and_started_again(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("one_thread")
+def test_killed_and_started_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [*DRAWS, *OFTEN, "--workers", "2"]
-    finished(launch(arguments(folder, tmp_path / "whole", *argv)))
+    main(arguments(folder, tmp_path / "whole", *argv))
+    capsys.readouterr()
     draw = random.Random()  # another place each time: what fails tells where
     for step in sorted(draw.sample(range(1, 16), 2)):
         kill_after(launch(arguments(folder, tmp_path / "killed", *argv)), tmp_path / "killed", step)
     assert len(losses(tmp_path / "killed")) < 18
-    said = finished(launch(arguments(folder, tmp_path / "killed", *argv)))
-    assert f"going on in {tmp_path / 'killed'} after step" in said
+    main(arguments(folder, tmp_path / "killed", *argv))
+    assert f"going on in {tmp_path / 'killed'} after step" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -69,7 +71,8 @@ def test_killed_and_started_again_on_two_processes(folder: Path, tmp_path: Path)
     assert "epoch 3 of 3, step 6 of 6" in whole  # 24 pictures, 2 a process
     shutil.move(tmp_path / "run", tmp_path / "whole")
     kill_after(launch(argv, processes=2), tmp_path / "run", random.Random().randrange(1, 16))
-    finished(launch(argv, processes=2))
+    assert len(losses(tmp_path / "run")) < 18
+    assert "after step" in finished(launch(argv, processes=2))
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
