@@ -213,15 +213,13 @@ def test_after_a_wrong_target(kind: str, method: str) -> None:
 @pytest.mark.parametrize(("kind", "method"), [p for p in EVERY if p not in REFUSED])
 def test_after_a_model_that_raises(kind: str, method: str) -> None:
     """With an error and with an interruption, in turns."""
-    x = pictures()
-    model = lived_in(built(kind))
+    model, x = lived_in(built(kind)), pictures()
     fuse = Fuse(model)
     errors = itertools.cycle([Broken, KeyboardInterrupt])
     want = run(model, method, x)
     first, fuse.calls = fuse.calls, 0
     run(model, method, x)
-    later = fuse.calls
-    assert first > later > 0  # the difference went into finding the cut
+    assert first > (later := fuse.calls) > 0  # the difference went into finding the cut
     for at in sorted({1, (first - later) // 2, first - later, first}):
         fresh, error = lived_in(built(kind)), next(errors)
         Fuse(fresh, error, at)
