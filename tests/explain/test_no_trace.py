@@ -214,12 +214,12 @@ def test_after_a_wrong_target(kind: str, method: str) -> None:
 def test_after_a_model_that_raises(kind: str, method: str) -> None:
     """With an error and with an interruption, in turns."""
     model, x = lived_in(built(kind)), pictures()
-    fuse = Fuse(model)
-    errors = itertools.cycle([Broken, KeyboardInterrupt])
+    fuse, errors = Fuse(model), itertools.cycle([Broken, KeyboardInterrupt])
     want = run(model, method, x)
     first, fuse.calls = fuse.calls, 0
     run(model, method, x)
-    assert first > (later := fuse.calls) > 0  # the difference went into finding the cut
+    later = fuse.calls
+    assert first > later > 0  # the difference went into finding the cut
     for at in sorted({1, (first - later) // 2, first - later, first}):
         fresh, error = lived_in(built(kind)), next(errors)
         Fuse(fresh, error, at)
