@@ -335,13 +335,14 @@ def section(measured: Measured, run: str, name: str, title: str) -> dict[str, An
 
 def section_alone(measured: Measured, run: str, name: str, title: str) -> dict[str, Any]:
     """What a card says of a model that a run compares with no other: methods, and maps that say nothing."""
-    lines = measured.table(run, name)["rows"]
+    found = measured.table(run, name)
+    lines = found["rows"]
     names = measured_metrics(lines[0])
-    _, pictures = measured.accuracy(run, name)
     return {
         "title": title,
         "text": [
-            f"Means over {pictures:,} pictures, percent. The last rows are maps that are the same for every network.",
+            f"Means over {found['pictures']:,} pictures, percent. "
+            "The last rows are maps that are the same for every network.",
         ],
         "columns": ["method", *titles(names)],
         "rows": [[f"`{line['method']}`", *(f"{line['metrics'][m]['mean']:.2f}" for m in names)] for line in lines],

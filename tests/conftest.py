@@ -48,7 +48,10 @@ TOGETHER = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
-    """Tests are dealt out one by one but for those that belong together (xdist's own groups need marks' node ids)."""
+    """Tests are dealt out one by one but for those that belong together.
+
+    The marks of xdist's own groups do nothing with pytest 9.2, which does not read the node ids that they change.
+    """
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
     class Together(LoadScopeScheduling):  # type: ignore[misc]

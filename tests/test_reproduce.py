@@ -66,7 +66,7 @@ def a_summary(model: str, methods: list[str], pictures: int) -> dict[str, Any]:
             {"name": first, "labelled": 400, "correct": 300},
             {"name": model, "labelled": 400, "correct": 301},
         ],
-        "tables": [{"model": model, "rows": [alone("gradcam"), alone("fakecam", floor=True)]}],
+        "tables": [{"model": model, "pictures": pictures, "rows": [alone("gradcam"), alone("fakecam", floor=True)]}],
         "comparisons": [
             {
                 "first": first,

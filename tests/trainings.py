@@ -81,7 +81,11 @@ def torchrun(argv: list[str], processes: int) -> list[subprocess.Popen[str]]:
 
 def finished(started: list[subprocess.Popen[str]]) -> str:
     """Waits for a launch that is to go well, and returns what it said."""
-    said = "".join(process.communicate(timeout=240)[0] for process in started)
+    try:
+        said = "".join(process.communicate(timeout=240)[0] for process in started)
+    finally:
+        for process in started:  # of which one may wait for another that is gone
+            process.kill()
     assert all(process.returncode == 0 for process in started), said
     return said
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import itertools
 import os
 import random
 import weakref
@@ -210,24 +209,25 @@ def test_after_a_wrong_target(kind: str, method: str) -> None:
             run(model, method, x, target=lambda logits: logits)
 
 
+@pytest.mark.parametrize("error", [Broken, KeyboardInterrupt])
 @pytest.mark.parametrize(("kind", "method"), [p for p in EVERY if p not in REFUSED])
-def test_after_a_model_that_raises(kind: str, method: str) -> None:
-    """With an error and with an interruption, in turns."""
-    model, x = lived_in(built(kind)), pictures()
-    fuse, errors = Fuse(model), itertools.cycle([Broken, KeyboardInterrupt])
+def test_after_a_model_that_raises(kind: str, method: str, error: type[BaseException]) -> None:
+    x = pictures()
+    model = lived_in(built(kind))
+    fuse = Fuse(model, error)
     want = run(model, method, x)
     first, fuse.calls = fuse.calls, 0
     run(model, method, x)
     later = fuse.calls
     assert first > later > 0  # the difference went into finding the cut
     for at in sorted({1, (first - later) // 2, first - later, first}):
-        fresh, error = lived_in(built(kind)), next(errors)
+        fresh = lived_in(built(kind))
         Fuse(fresh, error, at)
         with no_trace(fresh, x), pytest.raises(error, match="half-way"):
             run(fresh, method, x)
     for at in sorted({1, 2, later // 2 + 1, later}):
-        fuse.calls, fuse.at, fuse.error = 0, at, next(errors)
-        with no_trace(model, x), pytest.raises(fuse.error, match="half-way"):
+        fuse.calls, fuse.at = 0, at
+        with no_trace(model, x), pytest.raises(error, match="half-way"):
             run(model, method, x)
     fuse.at = -1
     assert torch.equal(run(model, method, x), want)

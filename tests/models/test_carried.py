@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import lively, weights_at
+from conftest import assert_one_line, lively, weights_at
 from recipemodules import recipe_module
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -38,6 +38,12 @@ def with_weights(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> No
     """As a package is that carries a network's weights."""
     monkeypatch.setattr(pretrained, "CARRIED", folder)
     weights_at(monkeypatch, name, pretrained.carried(name)["file"])
+
+
+def test_what_cannot_be_released_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: .*nowhere") as caught:
+        recipe().main([str(tmp_path / "nowhere"), "--folder", str(tmp_path)])
+    assert_one_line(caught.value)
 
 
 def test_released_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
