@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from interp_zoo.models.rectifiers import Rectifiers
+from interp_zoo.training.twice import TwiceDifferentiated
 
 
 def cosine_error(a: Tensor, b: Tensor) -> Tensor:
@@ -121,15 +122,16 @@ class Penalty:
             ValueError: if the network has activations other than ReLU and ReLU6.
         """
         x = x.detach().requires_grad_()
-        listening = Rectifiers()
-        with torch.enable_grad(), listening:
+        listening, twice = Rectifiers(), TwiceDifferentiated()
+        with torch.enable_grad(), twice, listening:
             logits = _wide(network(x))
         loss = criterion(logits, target)
         # Each picture's own gradient, whatever the size of the batch.
         score = loss * len(x) if self.of == "loss" else _logit(logits, target)
-        with listening.guiding():
+        with listening.guiding(), twice.sparing_weights():
             (guided,) = torch.autograd.grad(score * scale, x, retain_graph=True, create_graph=not self.detached)
-        (plain,) = torch.autograd.grad(score * scale, x, create_graph=True)
+        with twice.sparing_weights():
+            (plain,) = torch.autograd.grad(score * scale, x, create_graph=True)
         with torch.autocast(x.device.type, enabled=False):
             return loss, ERRORS[self.error](_wide(plain) / scale, _wide(guided) / scale).mean()
 
