@@ -27,7 +27,8 @@ _normalise_backward = torch.ops.aten.native_batch_norm_backward.default
 class TwiceDifferentiated(TorchFunctionMode):
     """Convolutions and batch norms that are run in here are those of this module: the same, but for rounding.
 
-    Batch norms in training, and with weight and bias; others, and convolutions that pad by name, are left to torch.
+    Of four-dimensional input, batch norms in training and with weight and bias, convolutions that do not pad by name:
+    others are left to torch.
     """
 
     def __init__(self) -> None:
@@ -181,11 +182,10 @@ class _NormGradient(torch.autograd.Function):
         in_v, in_g = steep * gz, steep * vz + scale * v_weight
         in_z = steep * (vg - 2 * vz * gz) - scale * v_weight * gz
         rest = -in_v * v_sum - in_g * g_sum
-        at_x = _along(in_v, v).mul(v)
-        at_x.addcmul_(_along(in_g, g), g).addcmul_(_along(in_z * scale, x), x)
-        at_x.add_(_along(rest - in_z * scale * mean, x))
+        z = (x - _along(mean, x)).mul_(_along(scale, x))  # x alone is large beside it where the mean is
+        at_x = _along(in_v, v).mul(v).addcmul_(_along(in_g, g), g).addcmul_(_along(in_z, z), z).add_(_along(rest, x))
         if any(part is not None for part in at_parameters):
-            at_g = at_g + _along(v_weight * scale, x) * x + _along(v_bias - v_weight * scale * mean, x)
+            at_g = at_g + _along(v_weight, z) * z + _along(v_bias, z)
         return at_g, at_x, scale * vg * n, None, None
 
 

@@ -154,3 +154,20 @@ def test_nothing_outside_is_changed() -> None:
     assert "_Convolution" in str(inside.grad_fn) or "Add" in str(inside.grad_fn)
     assert "ConvolutionBackward0" in str(outside.grad_fn)
     assert (F.conv2d, F.batch_norm) == (convolve, normalise)
+
+
+def test_a_mean_far_from_zero_costs_no_digits() -> None:
+    torch.manual_seed(0)
+    x, first, second = torch.randn(3, 8, 3, 6, 6, dtype=torch.float64)
+    x = (2 * x).round() / 2 + 64  # in halves, which bfloat16 has up to 127.5
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        norm, its = nn.BatchNorm2d(3), x.to(dtype).requires_grad_()
+        with TwiceDifferentiated():
+            y = norm.to(torch.promote_types(dtype, torch.float32))(its)
+        (g,) = torch.autograd.grad(y, its, first.to(dtype), create_graph=True)
+        found: Tensor = torch.autograd.grad(g, its, second.to(dtype))[0]
+        return found.double()
+
+    exact = gradient(torch.float64)
+    assert (gradient(torch.bfloat16) - exact).abs().max() < 0.03 * exact.abs().max()
