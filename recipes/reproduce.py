@@ -28,6 +28,14 @@ from interp_zoo.evaluation.measures import MEASURES
 ROOT = Path(__file__).parents[1]
 METRICS = ("average_drop", "average_gain", "average_increase", "insertion", "deletion")
 MARKS = {"second": "▲", "first": "▼", "": "≈"}
+PENALISED = ("resnet18_cifar", "gr_resnet18_cifar", "mobilenetv2_cifar", "mobilenetv2_longer", "gr_mobilenetv2_cifar")
+RELEASED = {  # how the pictures held out were evaluated, and the training run
+    "resnet18_cifar": ("held_out_resnet18", "resnet18_training/plain"),
+    "gr_resnet18_cifar": ("held_out_resnet18", "resnet18_training/penalised"),
+    "ca_resnet18_cifar": ("held_out_resnet18", "ca_resnet18_training"),
+    "mobilenetv2_cifar": ("held_out_mobilenetv2", "mobilenetv2_training/plain"),
+    "gr_mobilenetv2_cifar": ("held_out_mobilenetv2", "mobilenetv2_training/penalised"),
+}
 TABLE = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 Json = Mapping[str, Any]
@@ -35,6 +43,9 @@ Json = Mapping[str, Any]
 
 class Measured:
     """The summaries in a folder, by name.
+
+    Whoever asks for a file that is not there gets a FileNotFoundError; for a model that a run does not have, or has for
+    several targets, a ValueError.
 
     Args:
         folder: where they are.
@@ -44,45 +55,29 @@ class Measured:
         self._folder = folder
 
     def summary(self, name: str) -> Any:
-        """A run's summary.json, or other figures that lie there.
-
-        Raises:
-            FileNotFoundError: if there is none of this name.
-        """
+        """A run's summary.json, or other figures that lie there."""
         return json.loads(self._read(f"{name}.json"))
 
     def comparison(self, name: str, model: str) -> Json:
-        """What a run says of a model beside the first of its models.
-
-        Raises:
-            ValueError: if it does not compare it, or with several targets.
-        """
+        """What a run says of a model beside the first of its models."""
         return self._one(name, "comparisons", "second", model)
 
     def table(self, name: str, model: str) -> Json:
-        """What a run says of a model by itself.
-
-        Raises:
-            ValueError: if it does not have it, or with several targets.
-        """
+        """What a run says of a model by itself."""
         return self._one(name, "tables", "model", model)
 
     def accuracy(self, name: str, model: str) -> tuple[float, int]:
-        """Top-1 in percent on the pictures of a run, and their number.
-
-        Raises:
-            ValueError: if the run does not have this model.
-        """
+        """Top-1 in percent on the pictures of a run, and their number."""
         facts = self._one(name, "models", "name", model)
         return 100 * facts["correct"] / facts["labelled"], facts["labelled"]
 
-    def penalty(self, run: str, variant: str) -> str:
-        """The mean penalty in the last epoch of a training run, "" if it had none.
+    def epochs(self, run: str) -> list[dict[str, str]]:
+        """The summary.csv of a training run."""
+        return [*csv.DictReader(self._read(f"{run}.csv").splitlines())]
 
-        Raises:
-            FileNotFoundError: if its summary.csv is not there.
-        """
-        *_, last = csv.DictReader(self._read(f"{run}/{variant}.csv").splitlines())
+    def penalty(self, run: str) -> str:
+        """The mean penalty in the last epoch of a training run, "" if it had none."""
+        last = self.epochs(run)[-1]
         return f"{float(last['penalty']):.3f}" if last.get("penalty") else ""
 
     def _one(self, name: str, part: str, key: str, model: str) -> Json:
@@ -168,6 +163,10 @@ def tables(measured: Measured) -> dict[str, Callable[[], str]]:
         "mobilenetv2, plain": lambda: alone(measured, "mobilenetv2_cifar", "mobilenetv2_cifar", with_floors=True),
         **of_a_pair(measured, "mobilenetv2", "mobilenetv2", "gr_mobilenetv2_cifar", top_1=top_1["mobilenetv2"]),
         **of_a_pair(measured, "pooling", "ca_resnet18", "ca_resnet18_cifar"),
+        "penalty of each": lambda: markdown(
+            [["network", "1 - cosine"], *([f"`{name}`", measured.penalty(f"penalty/{name}")] for name in PENALISED)]
+        ),
+        "weights": lambda: halved(measured),
         "pooling, thesis": lambda: as_the_thesis(thesis["pooling"]),
         **of_a_pair(measured, "few pictures", "ca_efficientnet_lite0", "ca_efficientnet_lite0"),
     }
@@ -249,7 +248,16 @@ def searched(measured: Measured, run: str, method: str) -> str:
     for model, figures in cells.items():
         variant = Path(model).parent.name
         top_1, _ = measured.accuracy(run, model)
-        rows.append([f"`{variant}`", measured.penalty(run, variant), f"{top_1:.2f}", *figures])
+        rows.append([f"`{variant}`", measured.penalty(f"{run}/{variant}"), f"{top_1:.2f}", *figures])
+    return markdown(rows)
+
+
+def halved(measured: Measured) -> str:
+    """Top-1 on the pictures held out, as training measured it in float32, and of the weights in float16."""
+    rows = [["top-1 ↑", "in training", "released"]]
+    for model, (run, history) in RELEASED.items():
+        best = max(float(epoch["eval_top-1"]) for epoch in measured.epochs(history))
+        rows.append([f"`{model}`", f"{best:.2f}", f"{measured.accuracy(run, model)[0]:.2f}"])
     return markdown(rows)
 
 

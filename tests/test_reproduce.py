@@ -152,6 +152,25 @@ def test_the_table_of_a_search(recipe: ModuleType, folder: Path) -> None:
         made["resnet18, search"]()
 
 
+def test_the_tables_of_every_network(recipe: ModuleType, folder: Path) -> None:
+    """The penalty that each has, and what 16 bit cost: the best epoch on the left, whichever it was."""
+    (folder / "penalty").mkdir()
+    for i, name in enumerate(recipe.PENALISED):
+        (folder / "penalty" / f"{name}.csv").write_text(f"epoch,penalty\n1,0.{90 + i}25\n")
+    for run, history in recipe.RELEASED.values():
+        held_out = {"models": [{"name": name, "labelled": 400, "correct": 290} for name in recipe.RELEASED]}
+        (folder / f"{run}.json").write_text(json.dumps(held_out))
+        (folder / history).parent.mkdir(exist_ok=True)
+        (folder / f"{history}.csv").write_text("epoch,eval_top-1\n1,50.5\n2,72.75\n3,72.5\n")
+    made = recipe.tables(recipe.Measured(folder))
+    lines = made["penalty of each"]().splitlines()
+    assert lines[0] == "| network | 1 - cosine |"
+    assert lines[3] == "| `gr_resnet18_cifar` | 0.912 |"  # 0.9125, rounded to even
+    lines = made["weights"]().splitlines()
+    assert lines[2] == "| `resnet18_cifar` | 72.75 | 72.50 |"
+    assert len(lines) == 2 + len(recipe.RELEASED)
+
+
 def test_a_run_without_every_metric(recipe: ModuleType, folder: Path) -> None:
     summary = json.loads((folder / "resnet18_cifar.json").read_text())
     for row in summary["tables"][0]["rows"]:
@@ -267,6 +286,7 @@ def test_the_committed_page_is_what_the_files_say(recipe: ModuleType, tmp_path: 
     summaries = {file.stem for file in PAGE.with_suffix("").glob("*.json")} - {"thesis"}
     told = tomllib.loads((CARDS / "cards.toml").read_text(encoding="utf-8"))
     used = {run for card in told.values() for run in card["runs"]} | {"resnet18_search"}
+    used |= {run for run, _ in recipe.RELEASED.values()}
     assert summaries == used  # nothing measured is left out
 
 
