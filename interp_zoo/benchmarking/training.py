@@ -31,7 +31,7 @@ from interp_zoo.training.pictures import Epochs, TrainingPictures, training_tran
 from interp_zoo.training.twice import TwiceDifferentiated
 
 STREAMS = ("ca_resnet18", "ca_resnet18_cifar")
-PENALTIES = {"resnet18_cifar": (7.5e-3, 1.5), "mobilenetv2_cifar": (1e-3, 2.5)}  # the paper's lambda; how much faster
+PENALTIES = {"resnet18_cifar": (7.5e-3, 1.5), "mobilenetv2_cifar": (1e-3, 2.5)}  # the paper's lambda; what is wanted
 PRECISIONS = {"float32": torch.float32, "bf16 autocast": torch.bfloat16}
 SPARED = 4  # of so many steps one is penalised
 WORKERS = 1  # the fewest that load while the network computes; the recipe has 4
@@ -125,9 +125,9 @@ def race_penalty(batch: int, repetitions: int) -> Iterator[Row]:
             several = [partial(_repeat, training, x, y) for training in (spared, plain)]
             ours, base = race(several[0], several[1], repetitions)
             yield Row(f"{SPARED} steps of {what}, 1 penalised", ours, f"{SPARED} plain steps", base, goal=2.2)
-        last = {"memory_format": torch.channels_last}
-        penalised = Steps(copy.deepcopy(model).to(**last), InterpretableGradients(criterion, Penalty(weight)))
-        step = partial(penalised, x.contiguous(**last), y)
+        layout = {"memory_format": torch.channels_last}
+        penalised = Steps(copy.deepcopy(model).to(**layout), InterpretableGradients(criterion, Penalty(weight)))
+        step = partial(penalised, x.contiguous(**layout), y)
         ours, base = _steady_race(step, partial(_by_torchs, step), repetitions)
         what = f"Penalised step of {name}, float32, channels last, {_size(x)}"
         yield Row(what, ours, "the same by torch's second gradients", base, "x as fast", goal)

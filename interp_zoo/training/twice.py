@@ -56,7 +56,7 @@ class TwiceDifferentiated(TorchFunctionMode):
 
 def _conv2d(
     mode: TwiceDifferentiated,
-    x: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Sequence[int] = 1,
@@ -64,14 +64,18 @@ def _conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    if x.ndim != 4 or isinstance(padding, str):
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype)
+    if input.ndim != 4 or isinstance(padding, str):
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    x, weight, bias = _cast(input), _cast(weight), bias if bias is None else _cast(bias)
     how = (*([n, n] if isinstance(n, int) else [*n] for n in (stride, padding, dilation)), groups)
     y: Tensor = _Convolution.apply(x, weight, how, mode)
     return y if bias is None else y + bias[:, None, None]
+
+
+def _cast(x: Tensor) -> Tensor:
+    """As autocast does, where it is on: float64 stays."""
+    on = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    return x.to(torch.get_autocast_dtype(x.device.type)) if on else x
 
 
 def _gradients(g: Tensor, x: Tensor, weight: Tensor, how: tuple[Any, ...], wanted: Sequence[bool]) -> Any:
@@ -103,7 +107,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class _InputGradient(torch.autograd.Function):
-    """A convolution's gradient at its input, which is linear in g and in the weight."""
+    """A convolution's gradient at its input x, which is linear in g and in the weight: of x the shape counts alone."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor, how: tuple[Any, ...]) -> Tensor:
@@ -121,7 +125,7 @@ class _InputGradient(torch.autograd.Function):
 
 
 def _batch_norm(
-    x: Tensor,
+    input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
@@ -130,9 +134,9 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    if not training or weight is None or bias is None or x.ndim != 4 or x.numel() == x.shape[1]:
-        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    y: Tensor = _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)
+    if not training or weight is None or bias is None or input.ndim != 4 or input.numel() == input.shape[1]:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    y: Tensor = _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)
     return y
 
 
@@ -153,7 +157,7 @@ class _BatchNorm(torch.autograd.Function):
 
 
 class _NormGradient(torch.autograd.Function):
-    """A batch norm's gradients at its input, weight and bias.
+    """A batch norm's gradients at its input, weight and bias, to be differentiated once.
 
     With z = (x - mean) scale, averages < > over a channel's n places, and the projection P(g) = g - <g> - z <g z>, they
     are weight scale P(g), n <g z> and n <g>.
@@ -170,14 +174,17 @@ class _NormGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, v: Tensor | None, *at_parameters: Tensor | None) -> tuple[Tensor | None, ...]:
         g, x, weight, mean, scale, gz, g_sum = ctx.saved_tensors
-        v = torch.zeros_like(x) if v is None else v
+        v = torch.zeros_like(g) if v is None else v
         v_weight, v_bias = (torch.zeros_like(weight) if part is None else part for part in at_parameters)
         n = x.numel() // x.shape[1]
         at_g, vz, v_sum = _normalise_backward(v, x, weight, None, None, mean, scale, True, 0.0, [True] * 3)
         vz, v_sum, gz, g_sum = vz / n, v_sum / n, gz / n, g_sum / n
-        vg = (v * g).mean((0, 2, 3), dtype=mean.dtype) - v_sum * g_sum - vz * gz  # <P(v) P(g)>, but for eps
-        # In v, in g, in z, and what is left: the derivative of weight scale <v P(g)> n, in which scale and z depend on
-        # x, and of v_weight n <g z>.
+        dtype = x.dtype
+        if dtype == torch.float16:  # whose range is too small for the products
+            v, g, x = v.float(), g.float(), x.float()
+        vg = (v * g).mean((0, 2, 3), dtype=mean.dtype) - v_sum * g_sum - vz * gz  # <v P(g)>
+        # The coefficients of v, of g, of z, and what is left, in the derivative of n weight scale <v P(g)>, in which
+        # scale and z depend on x, and of n v_weight <g z>.
         steep = -weight * scale**2
         in_v, in_g = steep * gz, steep * vz + scale * v_weight
         in_z = steep * (vg - 2 * vz * gz) - scale * v_weight * gz
@@ -185,8 +192,8 @@ class _NormGradient(torch.autograd.Function):
         z = (x - _along(mean, x)).mul_(_along(scale, x))  # x alone is large beside it where the mean is
         at_x = _along(in_v, v).mul(v).addcmul_(_along(in_g, g), g).addcmul_(_along(in_z, z), z).add_(_along(rest, x))
         if any(part is not None for part in at_parameters):
-            at_g = at_g + _along(v_weight, z) * z + _along(v_bias, z)
-        return at_g, at_x, scale * vg * n, None, None
+            at_g = at_g + (_along(v_weight, z) * z + _along(v_bias, z)).to(dtype)
+        return at_g, at_x.to(dtype), scale * vg * n, None, None
 
 
 def _along(channels: Tensor, x: Tensor) -> Tensor:

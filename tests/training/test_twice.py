@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from interp_zoo.training.gradients import Penalty
 from interp_zoo.training.twice import TwiceDifferentiated
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
@@ -143,23 +145,38 @@ def test_autocast() -> None:
         found = second_gradients(network, x, True, True)
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == torch.float32
-        assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.98 or b.norm() < 1e-3
+        if b.norm() > 1e-3:
+            assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.98
+        else:  # what a batch norm takes off again
+            assert a.norm() < 0.1
 
 
 def test_nothing_outside_is_changed() -> None:
     convolve, normalise = F.conv2d, F.batch_norm
+    convolution, x = nn.Conv2d(3, 2, 3, bias=False), torch.ones(1, 3, 4, 4)
     with TwiceDifferentiated():
-        inside = nn.Conv2d(3, 2, 3)(torch.ones(1, 3, 4, 4))
-    outside = nn.Conv2d(3, 2, 3)(torch.ones(1, 3, 4, 4))
-    assert "_Convolution" in str(inside.grad_fn) or "Add" in str(inside.grad_fn)
-    assert "ConvolutionBackward0" in str(outside.grad_fn)
+        inside = convolution(x)
+    assert "_Convolution" in str(inside.grad_fn)
+    assert "ConvolutionBackward0" in str(convolution(x).grad_fn)
     assert (F.conv2d, F.batch_norm) == (convolve, normalise)
 
 
-def test_a_mean_far_from_zero_costs_no_digits() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_mean_far_from_zero_costs_no_digits(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x, first, second = torch.randn(3, 8, 3, 6, 6, dtype=torch.float64)
     x = (2 * x).round() / 2 + 64  # in halves, which bfloat16 has up to 127.5
+    assert_close_to_exact(x, first, second, dtype)
+
+
+def test_products_may_be_larger_than_float16() -> None:
+    torch.manual_seed(0)
+    x, first, second = torch.randn(3, 8, 3, 6, 6, dtype=torch.float64).half().double()
+    assert_close_to_exact(64 * x, 1024 * first, 256 * second, torch.float16)
+
+
+def assert_close_to_exact(x: Tensor, first: Tensor, second: Tensor, dtype: torch.dtype) -> None:
+    """The second gradient of a batch norm beside the same in float64."""
 
     def gradient(dtype: torch.dtype) -> Tensor:
         norm, its = nn.BatchNorm2d(3), x.to(dtype).requires_grad_()
@@ -170,4 +187,41 @@ def test_a_mean_far_from_zero_costs_no_digits() -> None:
         return found.double()
 
     exact = gradient(torch.float64)
-    assert (gradient(torch.bfloat16) - exact).abs().max() < 0.03 * exact.abs().max()
+    assert (gradient(dtype) - exact).abs().max() < 0.03 * exact.abs().max()
+
+
+def test_arguments_by_name_and_what_is_frozen() -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 3, 5, 5, requires_grad=True), torch.randn(4, 3, 3, 3)
+    norm = nn.BatchNorm2d(4).requires_grad_(False)
+
+    def ends(twice: bool) -> tuple[Tensor, Tensor]:
+        with TwiceDifferentiated() if twice else contextlib.nullcontext():
+            y = F.batch_norm(
+                input=F.conv2d(input=x, weight=w, padding=1),
+                running_mean=None,
+                running_var=None,
+                weight=norm.weight,
+                bias=norm.bias,
+                training=True,
+            )
+        (g,) = torch.autograd.grad(y.square().sum() + y.exp().sum(), x, create_graph=True)
+        return g, torch.autograd.grad(g.square().sum(), x)[0]
+
+    for a, b in zip(ends(True), ends(False), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_penalties_are_differentiated_so() -> None:
+    names: set[str] = set()
+    network, x = Network(4, 2, 1), torch.randn(3, 3, 6, 6)
+    _, penalty = Penalty(1.0).losses(network, x, torch.tensor([0, 1, 2]), nn.CrossEntropyLoss())
+    seen, left = set(), [penalty.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            names.add(node.name())
+            left += [following for following, _ in node.next_functions]
+    assert {"_InputGradientBackward", "_NormGradientBackward"} <= names
+    assert not {"ConvolutionBackwardBackward0", "NativeBatchNormBackwardBackward0"} & names
