@@ -287,7 +287,7 @@ class Anatomy:
     def tail_is_affine(self, pixels: Tensor) -> bool:
         """Whether the tail is affine in A, as average pooling and a linear classifier are (tried once for each cut)."""
         if self.cut not in _AFFINE:
-            full, before = self._in_full(), self.passes.tail
+            full, before = self.in_full(), self.passes.tail
             maps = full.split(pixels).maps.detach()[:1]
             generator = torch.Generator().manual_seed(0)
             noise = torch.randn(maps.shape, generator=generator).to(maps) * (maps.std() + 1e-3)
@@ -302,8 +302,8 @@ class Anatomy:
             _AFFINE[self.cut] = (both - one - other + none).abs().amax().item() <= 1e-4 * size
         return _AFFINE[self.cut]
 
-    def _in_full(self) -> Anatomy:
-        """The same in 32 bit: with 16, rounding looks like what is not affine. Its passes count elsewhere."""
+    def in_full(self) -> Anatomy:
+        """The same in 32 bit, for differences of logits that 16 round away. Its passes count elsewhere."""
         short = model_dtype(self.model).itemsize <= 2
         if self.amp is None and not short:
             return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,8 @@ def ablationcam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
     """Weighs each channel by the score's relative drop when the channel is set to 0: (y - y_k) / y.
 
     Where the tail is affine in A and the score is a logit, the drop is exactly sum_ij G A, for all channels at once. A
-    score y below 0 turns the weights' sign, as the paper's formula has it.
+    score y below 0 turns the weights' sign, as the paper's formula has it. In 16 bit, drops are rounded away by the
+    logits that they are between: a pass and the tails are run in 32.
     """
     split = anatomy.split(pixels)
     maps = split.maps.detach()
@@ -28,14 +31,16 @@ def ablationcam(anatomy: Anatomy, pixels: Tensor, target: Target) -> Tensor:
         _, gradients = anatomy.maps_and_gradients(pixels, target)
         drop = (gradients * maps).sum((2, 3))
     else:
-        drop = torch.stack([_drops(anatomy, pixels, target, i, full[i]) for i in range(len(maps))])
+        exact = replace(anatomy.in_full(), passes=anatomy.passes)
+        drop = torch.stack([_drops(exact, pixels, target, i) for i in range(len(maps))])
     weights = drop / torch.where(full == 0, 1, full)[:, None]
     return (weights[:, :, None, None] * maps).sum(1)
 
 
-def _drops(anatomy: Anatomy, pixels: Tensor, target: Target, i: int, full: Tensor) -> Tensor:
+def _drops(anatomy: Anatomy, pixels: Tensor, target: Target, i: int) -> Tensor:
     """How much the score of picture i falls without each channel, (C,), by running the tail for each."""
-    maps = anatomy.split(pixels).maps.detach()[i]
+    split = anatomy.split(pixels)
+    maps, full = split.maps.detach()[i], target.score(split.logits.detach())[i]
     drops = []
     with torch.no_grad():
         for channels in anatomy.chunks(len(maps)):
