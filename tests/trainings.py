@@ -7,11 +7,14 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import texture
+from forked import Forked
 from recipemodules import recipe_module
 from safetensors.torch import load_file
 from torch import Tensor
@@ -49,37 +52,27 @@ def main(argv: list[str]) -> None:
     load_recipe().main(argv)
 
 
-def start(*command: str, **environment: str) -> subprocess.Popen[str]:
-    """A Python process with what it and its own processes can be killed together; its output goes to `stdout`."""
-    return subprocess.Popen(
-        [sys.executable, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def launch(argv: list[str], processes: int = 1) -> list[subprocess.Popen[str]]:
+def launch(argv: list[str], processes: int = 1) -> list[Forked]:
     """Starts the recipe in processes of its own, with what torchrun would tell them."""
     if processes == 1:
-        return [start(str(RECIPE), *argv)]
+        return [Forked(RECIPE, argv, {})]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
     meet["LOCAL_WORLD_SIZE"] = str(processes)
     ranks = map(str, range(processes))
-    return [start(str(RECIPE), *argv, **meet, RANK=rank, LOCAL_RANK=rank) for rank in ranks]
+    return [Forked(RECIPE, argv, {**meet, "RANK": rank, "LOCAL_RANK": rank}) for rank in ranks]
 
 
 def torchrun(argv: list[str], processes: int) -> list[subprocess.Popen[str]]:
     """The same, as users do it; it takes seconds longer, and what it starts is not killed with it."""
-    return [start("-m", "torch.distributed.run", "--nproc-per-node", str(processes), str(RECIPE), *argv)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), str(RECIPE), *argv]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True, **pipes)]
 
 
-def finished(started: list[subprocess.Popen[str]]) -> str:
+def finished(started: Sequence[subprocess.Popen[str] | Forked]) -> str:
     """Waits for a launch that is to go well, and returns what it said."""
     try:
         said = "".join(process.communicate(timeout=240)[0] for process in started)

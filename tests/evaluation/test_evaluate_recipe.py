@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import lively, saved, texture
 from evaluating import FLOORS, PICTURES, RECIPE, arguments, figures, main, make_place, rows, written
+from forked import Forked
 from PIL import Image
 from pyarrow import parquet
 from torch import nn
@@ -264,7 +265,7 @@ def test_two_processes_give_the_figures_of_one(how: list[str], place: Path, whol
 
 def test_killed_and_started_again(place: Path, whole: Path, tmp_path: Path) -> None:
     argv = arguments(place, tmp_path / "out", "--batch-size", "2")
-    started = launch([*ACCELERATE, "--cpu", "--num_processes", "1"], argv)
+    started = Forked(RECIPE, argv, {"ACCELERATE_USE_CPU": "true"})
     part = tmp_path / "out" / "parts" / "00000.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (part.exists() and part.read_text().count('"kind": "row"') >= 11):

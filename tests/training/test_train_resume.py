@@ -6,12 +6,12 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forked
 from trainings import arguments, finished, launch, losses, main, make_folder, same, table, weights
 
 from interp_zoo.training.runs import Journal
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("pictures"))
 
 
-def kill_after(started: list[subprocess.Popen[str]], output: Path, steps: int) -> None:
+def kill_after(started: list[Forked], output: Path, steps: int) -> None:
     """Kill -9, of all its processes, as soon as so many steps are written down."""
     ends = time.monotonic() + 200
     while time.monotonic() < ends and all(process.poll() is None for process in started):
