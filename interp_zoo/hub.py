@@ -97,7 +97,9 @@ def publish(
     update: bool = False,
     token: str | None = None,
     message: str = "Add model",
-    **card: Any,
+    results: str | Path | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
 ) -> Published:
     """Writes a model's files (see `prepare`) and pushes them to the Hub, all in one commit.
 
@@ -108,7 +110,9 @@ def publish(
         update: whether files of a repository that holds some already are replaced.
         token: a token with the right to write; by default the one that `hf auth login` saved, or HF_TOKEN.
         message: the commit's.
-        card: `results`, `license` and `base_model` as for `prepare`.
+        results: as for `prepare`, like the next two.
+        license: the card's.
+        base_model: the card's.
 
     Raises:
         FileExistsError: if the repository holds files already, and `update` is not set; or if it is there, and public,
@@ -118,7 +122,7 @@ def publish(
         ValueError: as for `prepare`, or if the Hub does not accept the card.
     """
     with tempfile.TemporaryDirectory() as folder:
-        prepare(model, repo_id, folder, **card)
+        prepare(model, repo_id, folder, results=results, license=license, base_model=base_model)
         api = HfApi(token=token, library_name="interp_zoo")
         try:
             made = api.create_repo(repo_id, private=private, exist_ok=True)

@@ -335,7 +335,7 @@ def results(measured: Measured, name: str, told: Json) -> dict[str, Any]:
 def section(measured: Measured, run: str, name: str, title: str) -> dict[str, Any]:
     """What a card says of a model beside what a run compares it with."""
     found = measured.comparison(run, name)
-    lines = [line for line in found["rows"] if not line["floor"]]
+    lines = found["rows"]
     names = measured_metrics(lines[0])
     (first, _), (second, _) = measured.accuracy(run, found["first"]), measured.accuracy(run, name)
     return {
@@ -343,7 +343,7 @@ def section(measured: Measured, run: str, name: str, title: str) -> dict[str, An
         "text": [
             f"`{found['first']}` → `{name}`: means over {found['pictures']:,} pictures, percent; "
             "▲ better, ▼ worse, ≈ not told apart (paired by picture, 95 %). "
-            f"Top-1 on these pictures: {first:.2f} → {second:.2f}.",
+            f"Top-1 on these pictures: {first:.2f} → {second:.2f}. The last rows are maps that say nothing.",
         ],
         "columns": ["method", *titles(names)],
         "rows": [[f"`{line['method']}`", *(change(line["metrics"][m]) for m in names)] for line in lines],

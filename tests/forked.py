@@ -24,6 +24,7 @@ def _run(script: str, argv: list[str], environment: dict[str, str], said: str) -
     output = os.open(said, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
+    os.environ.clear()  # that of the process that was forked is as old as its first fork
     os.environ.update(environment)
     usual = multiprocessing.get_all_start_methods()[0]
     multiprocessing.set_start_method(usual, force=True)  # for what the script starts, as if it were not forked itself
@@ -38,14 +39,14 @@ class Forked:
     Args:
         script: what is run as `__main__`.
         argv: its arguments.
-        environment: what is added to this process' own, though not for what reads it when it is imported.
+        environment: what is added to this process' own (what reads it when it is imported has done so already).
     """
 
     def __init__(self, script: Path, argv: list[str], environment: Mapping[str, str]) -> None:
         output, said = tempfile.mkstemp(suffix=".txt")
         os.close(output)
         self._said = Path(said)
-        self._process = FORKING.Process(target=_run, args=(str(script), argv, dict(environment), said))
+        self._process = FORKING.Process(target=_run, args=(str(script), argv, {**os.environ, **environment}, said))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -64,7 +65,7 @@ class Forked:
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
         """What it said, once it has ended; to be asked once."""
         self._process.join(timeout)
-        assert self.returncode is not None, f"it runs longer than {timeout} s"
         said = self._said.read_text()
+        assert self.returncode is not None, f"it runs longer than {timeout} s: {said}"
         self._said.unlink()
         return said, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
@@ -289,35 +288,6 @@ def test_the_committed_page_is_what_the_files_say(recipe: ModuleType, tmp_path: 
     used = {run for card in told.values() for run in card["runs"]} | {"resnet18_search"}
     used |= {run for run, _ in recipe.RELEASED.values()}
     assert summaries == used  # nothing measured is left out
-
-
-def test_figures_in_prose_are_those_of_a_file(recipe: ModuleType) -> None:
-    """Of page and cards, with two decimals or more: measured, the thesis', or the difference of two accuracies."""
-    folder = PAGE.with_suffix("")
-    number = re.compile(r"(?<![\w.])\d+\.\d{2,}(?![\w.])")
-    tables = [found[0] for found in recipe.TABLE.finditer(PAGE.read_text("utf-8"))]
-    files = [file.read_text("utf-8") for file in (*folder.rglob("*.csv"), *PAGE.parent.glob("benchmark*.md"))]
-    no_bounds = [re.sub(r"\(.*?\)", "", text) for text in (*tables, *files)]
-    known = {float(n) for text in no_bounds for n in number.findall(text)}
-    measured = recipe.Measured(folder)
-    top_1 = [value for pair in measured.summary("thesis")["accuracy"].values() for value in pair]
-    for file in folder.glob("*.json"):
-        models = measured.summary(file.stem).get("models", [])
-        top_1 += [measured.accuracy(file.stem, model["name"])[0] for model in models]
-    for file in folder.rglob("*.csv"):
-        *_, last = csv.DictReader(file.read_text("utf-8").splitlines())
-        top_1.append(float(last["eval_top-1"]))
-    near = [abs(round(a, 2) - round(b, 2)) for a in top_1 for b in top_1]
-    derived = {*top_1, *(difference for difference in near if difference < 3)}
-    prose = recipe.TABLE.sub("", PAGE.read_text("utf-8"))
-    cards = tomllib.loads((CARDS / "cards.toml").read_text(encoding="utf-8"))
-    prose += "\n".join(line for card in cards.values() for part in card["sections"] for line in part["text"])
-    prose = re.sub(r"```.*?```|`[^`]*`", "", prose, flags=re.DOTALL)  # options of commands are no figures
-    told = number.findall(prose)
-    assert len(told) > 10
-    for figure in told:
-        digits = len(figure.partition(".")[2])
-        assert any(f"{value:.{digits}f}" == figure for value in known | derived), figure
 
 
 def test_the_committed_page_and_cards_are_what_the_files_say(

@@ -245,7 +245,8 @@ def _create(root: Path | None, dataset: str, split: str, options: dict[str, str]
         raise ImportError(f'`dataset` "{dataset}" needs {error.name or _line(error)}, which is not installed') from None
     except Exception as error:  # whatever the packages behind timm raise
         what = f'`dataset` "{dataset}"' + ("" if root is None else f' in `data_dir` "{root}"')
-        raise ValueError(f"{what} cannot be opened: {_line(error)}") from None
+        hint = "; hfds/FOLDER reads a folder of its parquet files without the Hub" * isinstance(error, ConnectionError)
+        raise ValueError(f"{what} cannot be opened: {_line(error)}{hint}") from None
     if isinstance(opened, IterableDataset):
         # Each process walks over everything: shares are the caller's business, not the reader's.
         for name, value in (("dist_rank", 0), ("dist_num_replicas", 1), ("global_num_workers", 1)):
@@ -293,7 +294,8 @@ def _columns(reader: Any, dataset: str) -> tuple[list[str] | None, list[Any]]:
     rows = reader.dataset
     table = rows.with_format("arrow").select_columns(reader.image_key)[:]
     if 0 < table.column(reader.image_key).null_count == len(table):  # timm adds an empty one where there is none
-        raise ValueError(f'`input_key` "{reader.image_key}" is no column with pictures of `dataset` "{dataset}"')
+        held = ", ".join(name for name in rows.column_names if name != reader.image_key)
+        raise ValueError(f'`input_key` "{reader.image_key}" is no column of `dataset` "{dataset}": it has {held}')
     _has_column(rows.column_names, reader.label_key, dataset)
     paths = [path for chunk in table.column(reader.image_key).chunks for path in chunk.field("path").to_pylist()]
     if None in paths:

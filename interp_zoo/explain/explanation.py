@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from interp_zoo.explain.inputs import Picture, Preprocess
 
+_LEAST_SAVED = 224  # pixels of the longer side: what is smaller nobody can look at
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -108,8 +110,9 @@ class Explanation:
             path: one that ends in .npz gets all rows: maps, numbers, and the pictures as the model saw them; one that
                 ends in .json gets all but these, as text. `load` reads both back. Else each row's overlay is written,
                 over the original where there is one, to a file for one row; several rows get a number before the
-                ending. A path without an ending is a folder, and each file in it is named after its picture, the
-                method and, where needed, the row.
+                ending. What is smaller than 224 pixels is enlarged by a whole number, so that it can be looked at. A
+                path without an ending is a folder, and each file in it is named after its picture, the method and,
+                where needed, the row.
 
         Returns:
             The files written: one a row of overlays, else one.
@@ -126,7 +129,8 @@ class Explanation:
         files = [self._file(path, row) for row in range(len(self))]
         for row, file in enumerate(files):
             file.parent.mkdir(parents=True, exist_ok=True)
-            image = self._overlay(row, "input" if self._pictures[row].original is None else "original")
+            on = "input" if self._pictures[row].original is None else "original"
+            image = self._overlay(row, on, least=_LEAST_SAVED)
             with replacing(file) as new:
                 image.save(new, format=render.format_of(file))
         return files
@@ -149,17 +153,17 @@ class Explanation:
         if not self._pictures:
             raise ValueError("this explanation was read from JSON, which holds no pictures: save it as .npz as well")
 
-    def _overlay(self, row: int, on: str) -> Image:
+    def _overlay(self, row: int, on: str, least: int = 0) -> Image:
         self._check_pictures()
         picture = self._pictures[row]
         if on == "input":
-            return render.overlay(render.to_image(picture.pixels), self.saliency[row])
+            return render.overlay(render.to_image(picture.pixels), self.saliency[row], least=least)
         if on != "original":
             raise ValueError(f'`on` is "{on}", but must be "input" or "original"')
         if picture.original is None or self._preprocess is None:
             raise ValueError('`on` is "original", but there is no original of a tensor or a saved picture: use "input"')
         box = self._preprocess.box(picture.original.size)
-        return render.overlay(picture.original, self.saliency[row], box)
+        return render.overlay(picture.original, self.saliency[row], box, least=least)
 
     def _file(self, path: Path, row: int) -> Path:
         if path.suffix and not path.is_dir():

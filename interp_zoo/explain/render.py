@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,9 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
 
 
-def overlay(image: Image.Image, saliency: Tensor, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+def overlay(
+    image: Image.Image, saliency: Tensor, box: tuple[float, float, float, float] | None = None, least: int = 0
+) -> Image.Image:
     """A map (H, W) in [0, 1] in colour over an RGB image.
 
     Args:
@@ -39,9 +42,14 @@ def overlay(image: Image.Image, saliency: Tensor, box: tuple[float, float, float
         saliency: the map.
         box: where the map lies, (left, top, right, bottom) in the image's pixels; the whole image if None. What is
             outside of it stays as it is, and what of the map is outside of the image is cut off.
+        least: how many pixels the longer side has at least: a smaller image is enlarged by a whole number.
     """
     image = image.convert("RGB")
     box = box or (0.0, 0.0, float(image.width), float(image.height))
+    times = max(1, math.ceil(least / max(image.size)))
+    if times > 1:
+        image = image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
+        box = (times * box[0], times * box[1], times * box[2], times * box[3])
     source = Image.fromarray(np.ascontiguousarray(saliency.detach().cpu().float().numpy()))
     painted = Image.new("RGB", image.size)
     rows = max(1, _PAINTED_AT_ONCE // image.width)

@@ -71,7 +71,7 @@ def admitted(model: nn.Module, device: str | torch.device | None) -> nn.Module:
     parameter = next(model.parameters(), None)
     if parameter is not None and device is not None and _elsewhere(str(device), parameter.device):
         raise ValueError(
-            f"`device` is {device}, but the model is on {parameter.device}: move it with model.to(...) first"
+            f"`device` is {device}, but the model is on {parameter.device}: leave it out, or move the model there"
         )
     if parameter is not None and parameter.is_inference():
         raise ValueError(

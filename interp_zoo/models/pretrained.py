@@ -183,4 +183,4 @@ def names_in(names: Any) -> tuple[str, ...]:
 
 def one_line(error: Exception) -> str:
     """An error's text on one line, and no more of it than its reader needs."""
-    return textwrap.shorten(str(error) or type(error).__name__, width=300, placeholder=" ...")
+    return textwrap.shorten(str(error) or type(error).__name__, width=400, placeholder=" ...")

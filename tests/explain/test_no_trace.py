@@ -212,8 +212,8 @@ def test_after_a_wrong_target(kind: str, method: str) -> None:
 
 @pytest.mark.parametrize(("kind", "method"), [p for p in EVERY if p not in REFUSED])
 def test_after_a_model_that_raises(kind: str, method: str) -> None:
-    x, errors = pictures(), itertools.cycle([Broken, KeyboardInterrupt])  # by turns, at one place after the other
-    model = lived_in(built(kind))
+    turns = [Broken, KeyboardInterrupt][:: 1 - 2 * (list_methods().index(method) % 2)]  # another method's the other way
+    x, errors, model = pictures(), itertools.cycle(turns), lived_in(built(kind))
     fuse = Fuse(model)
     want = run(model, method, x)
     first, fuse.calls = fuse.calls, 0
@@ -343,7 +343,7 @@ def hooks_of(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(("kind", "calls"), [("cnn", 1000), ("vit", 300), ("ca", 300)])
-def test_a_thousand_calls(kind: str, calls: int) -> None:
+def test_many_calls(kind: str, calls: int) -> None:
     model, x = built(kind), pictures(n=1)
     for _ in range(50):
         run(model, "gradcam", x)
@@ -352,7 +352,7 @@ def test_a_thousand_calls(kind: str, calls: int) -> None:
         for _ in range(calls):
             run(model, "gradcam", x)
     assert live_tensors() <= tensors
-    assert resident() - size < (2 + calls / 250) * 2**20
+    assert resident() - size < 6 * 2**10 * calls
     assert hooks_of(model) == hooks
 
 

@@ -1,0 +1,147 @@
+"""The figures in the prose of the page on reproduction and of the cards: each is worked out anew from its files.
+
+Figures are those with two decimals or more. A part of the text may state those alone that are named for it here.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recipemodules import recipe_module
+
+ROOT = Path(__file__).parents[1]
+RECIPE = recipe_module("reproduce")
+MEASURED = RECIPE.Measured(ROOT / "docs" / "reproduction")
+THESIS = MEASURED.summary("thesis")["accuracy"]
+NUMBER = re.compile(r"(?<![\w.])\d+\.\d{2,}(?!\w|\.\d)")
+
+Stated = dict[str, Callable[[], float] | str]  # a figure, and what gives it; or an option's value, as it is written
+
+
+def top_1(run: str, model: str) -> float:
+    return round(MEASURED.accuracy(run, model)[0], 2)
+
+
+def best(history: str) -> float:
+    return max(float(epoch["eval_top-1"]) for epoch in MEASURED.epochs(history))
+
+
+def penalty(history: str, epoch: int = -1) -> float:
+    return float(MEASURED.epochs(history)[epoch]["penalty"])
+
+
+def gain(run: str, model: str, method: str, metric: str = "average_drop") -> float:
+    """By how much a network's figure is lower than the one it is compared with."""
+    (row,) = (row for row in MEASURED.comparison(run, model)["rows"] if row["method"] == method)
+    return -float(row["metrics"][metric]["difference"])
+
+
+def variant(name: str) -> str:
+    return f"local-dir:runs/search/{name}/best"
+
+
+def milliseconds(page: str, race: str) -> float:
+    (line,) = (line for line in (ROOT / "docs" / page).read_text().splitlines() if line.startswith(f"| {race}"))
+    return float(line.split("|")[2].split()[0])
+
+
+def searched_accuracy() -> float:
+    return top_1("resnet18_search", variant("plain")) - top_1("resnet18_search", variant("loss_0.1"))
+
+
+PAGE: dict[str, Stated] = {
+    "ResNet-18 with interpretable gradients": {
+        "0.06": searched_accuracy,  # and on the pictures held out, test_a_figure_that_stands_for_two
+        "0.933": lambda: penalty("resnet18_training/penalised", 0),
+        "0.940": lambda: penalty("resnet18_training/penalised"),
+        "0.015": lambda: penalty("penalty/resnet18_cifar") - penalty("penalty/gr_resnet18_cifar"),
+        "0.18": lambda: top_1("resnet18", "resnet18_cifar") - top_1("resnet18", "gr_resnet18_cifar"),
+        "0.56": lambda: THESIS["resnet18"][0] - THESIS["resnet18"][1],
+        "0.67": lambda: THESIS["resnet18"][0] - top_1("resnet18", "resnet18_cifar"),
+        "0.29": lambda: THESIS["resnet18"][1] - top_1("resnet18", "gr_resnet18_cifar"),
+    },
+    "Interpretable gradients: a search": {
+        "0.01": "--lr 0.01",
+        "0.29": lambda: gain("resnet18_search", variant("loss_0.1"), "gradcam"),
+        "0.27": lambda: gain("resnet18_search", variant("loss_0.1"), "center_gaussian"),
+        "0.95": lambda: penalty("resnet18_search/loss_0.0075_4_epochs"),
+    },
+    "MobileNet-V2 on CIFAR-100": {
+        "63.73": lambda: top_1("mobilenetv2_cifar", "mobilenetv2_cifar"),
+        "59.43": lambda: THESIS["mobilenetv2"][0],
+        "62.36": lambda: THESIS["mobilenetv2"][1],
+    },
+    "MobileNet-V2 with interpretable gradients": {
+        "0.03": "--lr 0.03",
+        "2.93": lambda: THESIS["mobilenetv2"][1] - THESIS["mobilenetv2"][0],
+        "0.002": lambda: penalty("penalty/mobilenetv2_longer") - penalty("penalty/gr_mobilenetv2_cifar"),
+        "0.986": lambda: penalty("mobilenetv2_training/penalised", 0),
+    },
+    "A CA-Stream on ResNet-18": {
+        "0.05": lambda: (
+            gain("ca_resnet18", "ca_resnet18_cifar", "gradcam")
+            - gain("ca_resnet18", "ca_resnet18_cifar", "center_gaussian")
+        ),
+    },
+    "What 16 bit cost": {
+        "0.06": lambda: best("resnet18_training/plain") - top_1("held_out_resnet18", "resnet18_cifar"),
+        "0.05": "no more than 0.05",
+    },
+    "What was not run here, and what it would take": {
+        "1.06": lambda: milliseconds("benchmark_opticam.md", "Opti-CAM (adam), 32 pictures") / 32 / 1000,
+        "0.63": lambda: milliseconds("benchmark.md", "Insertion and deletion, 8 pictures") / 8 / 1000,
+    },
+}
+CARDS: dict[str, Stated] = {
+    "gr_resnet18_cifar": {
+        "0.930": lambda: penalty("penalty/gr_resnet18_cifar"),
+        "0.945": lambda: penalty("penalty/resnet18_cifar"),
+    },
+    "gr_mobilenetv2_cifar": {
+        "0.03": "--lr 0.03",
+        "0.991": lambda: penalty("penalty/gr_mobilenetv2_cifar"),
+        "0.994": lambda: penalty("penalty/mobilenetv2_longer"),
+        "0.992": lambda: penalty("penalty/mobilenetv2_cifar"),
+    },
+}
+
+
+def parts() -> dict[str, tuple[str, Stated]]:
+    """Each section of the page without its tables, and what each card says by hand, with what they may state."""
+    page = RECIPE.TABLE.sub("", (ROOT / "docs" / "reproduction.md").read_text("utf-8"))
+    found = {}
+    for section in page.split("\n## "):
+        title = section.partition("\n")[0]
+        found[title] = section, PAGE.get(title, {})
+    for name, card in tomllib.loads((ROOT / "model_cards" / "cards.toml").read_text("utf-8")).items():
+        text = "\n".join(line for part in card["sections"] for line in part["text"])
+        found[name] = f"{text}\n`{card['training']}`", CARDS.get(name, {})
+    return found
+
+
+@pytest.mark.parametrize("part", parts())
+def test_figures_in_prose_are_those_of_their_files(part: str) -> None:
+    text, stated = parts()[part]
+    prose = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)  # options of commands are no figures
+    assert set(NUMBER.findall(prose)) == set(stated)
+    for figure, made in stated.items():
+        if isinstance(made, str):
+            assert made in text
+        else:
+            assert f"{abs(made()):.{len(figure.partition('.')[2])}f}" == figure
+
+
+def test_a_figure_that_stands_for_two() -> None:
+    """0.06: what the penalty cost in the search, and what it gained on the pictures held out."""
+    gained = best("resnet18_training/penalised") - best("resnet18_training/plain")
+    assert f"{searched_accuracy():.2f}" == f"{gained:.2f}" == "0.06"
+
+
+def test_no_part_is_named_in_vain() -> None:
+    named: set[Any] = {*PAGE, *CARDS}
+    assert named <= set(parts())
