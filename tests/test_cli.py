@@ -106,7 +106,7 @@ def test_a_checkpoint_an_output_file_and_a_target(command: Command, tiny: list[s
     assert "class 7 (class 7)" in result.stdout
     assert "layercam at layer3; 1 forward + 1 backward passes" in result.stdout
     with Image.open(tmp_path / "out.jpg") as written:
-        assert written.size == (80, 60)
+        assert written.size == (240, 180)  # three times as large, to be looked at
 
 
 def test_maps_and_numbers_of_several_labels(command: Command, tiny: list[str], tmp_path: Path) -> None:

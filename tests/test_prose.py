@@ -24,7 +24,8 @@ Stated = dict[str, Callable[[], float] | str]  # a figure, and what gives it; or
 
 
 def top_1(run: str, model: str) -> float:
-    return round(MEASURED.accuracy(run, model)[0], 2)
+    value: float = MEASURED.accuracy(run, model)[0]
+    return round(value, 2)
 
 
 def best(history: str) -> float:

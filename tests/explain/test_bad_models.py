@@ -103,7 +103,7 @@ def test_an_unknown_amp(tiny_cnn: nn.Module, picture: Tensor) -> None:
 
 
 def test_a_device_that_is_unknown_or_not_the_models(tiny_cnn: nn.Module, picture: Tensor) -> None:
-    refused(ValueError, r"`device` is cuda, but the model is on cpu: move it", tiny_cnn, picture, device="cuda")
+    refused(ValueError, r"`device` is cuda, but the model is on cpu: leave it out,", tiny_cnn, picture, device="cuda")
     refused(ValueError, r"`device` .*cudaa", tiny_cnn, picture, device="cudaa")
 
 

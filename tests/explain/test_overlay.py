@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import interp_zoo
 from interp_zoo.explain import Explanation
 from interp_zoo.explain.inputs import Preprocess
-from interp_zoo.explain.render import OPACITY
+from interp_zoo.explain.render import OPACITY, overlay
 
 Array = np.ndarray[Any, Any]
 
@@ -212,7 +212,22 @@ def test_save_tensors(tiny_cnn: nn.Module, batch: Tensor, tmp_path: Path) -> Non
     written = interp_zoo.explain(tiny_cnn, batch, "fakecam").save(tmp_path)
     assert [p.name for p in written] == [f"picture_{i}_fakecam.png" for i in range(3)]
     with Image.open(written[0]) as saved:
-        assert saved.size == (160, 160)
+        assert saved.size == (320, 320)  # 160, enlarged
+
+
+@pytest.mark.parametrize(("size", "times"), [((32, 20), 7), ((223, 100), 2), ((224, 8), 1), ((300, 40), 1)])
+def test_small_pictures_are_saved_larger(size: tuple[int, int], times: int, tmp_path: Path) -> None:
+    """As if the picture had been larger, pixel for pixel; the map is not made of pixels."""
+    exp = interp_zoo.explain(model_with(), spotted(size, 10, 5), "gradcam")
+    exp.save(tmp_path / "saved.png")
+    large = spotted(size, 10, 5).resize((times * size[0], times * size[1]), Image.Resampling.NEAREST)
+    assert exp._preprocess is not None
+    left, top, right, bottom = (times * side for side in exp._preprocess.box(size))
+    want = overlay(large, exp.saliency[0], (left, top, right, bottom))
+    with Image.open(tmp_path / "saved.png") as saved:
+        assert saved.size == large.size
+        assert np.array_equal(np.asarray(saved), np.asarray(want))
+    assert image_of(exp.overlay("original")).size == size
 
 
 @pytest.mark.parametrize("names", [("a b.png", "a_b.png"), ("a.png", "a.bmp"), ("a.png", "sub/a.png")], ids=str)
