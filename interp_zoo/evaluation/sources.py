@@ -11,7 +11,7 @@ import json
 import logging
 import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -294,8 +294,7 @@ def _columns(reader: Any, dataset: str) -> tuple[list[str] | None, list[Any]]:
     rows = reader.dataset
     table = rows.with_format("arrow").select_columns(reader.image_key)[:]
     if 0 < table.column(reader.image_key).null_count == len(table):  # timm adds an empty one where there is none
-        held = ", ".join(name for name in rows.column_names if name != reader.image_key)
-        raise ValueError(f'`input_key` "{reader.image_key}" is no column of `dataset` "{dataset}": it has {held}')
+        _has_column(set(rows.column_names) - {reader.image_key}, reader.image_key, dataset, "input_key")
     _has_column(rows.column_names, reader.label_key, dataset)
     paths = [path for chunk in table.column(reader.image_key).chunks for path in chunk.field("path").to_pylist()]
     if None in paths:
@@ -304,9 +303,10 @@ def _columns(reader: Any, dataset: str) -> tuple[list[str] | None, list[Any]]:
     return short if len(set(short)) == len(paths) else paths, list(rows[reader.label_key])
 
 
-def _has_column(columns: Sequence[str], key: str, dataset: str) -> None:
+def _has_column(columns: Iterable[str], key: str, dataset: str, option: str = "target_key") -> None:
     if key not in columns:
-        raise ValueError(f'`target_key` "{key}" is no column of `dataset` "{dataset}": it has {", ".join(columns)}')
+        held = ", ".join(sorted(columns))
+        raise ValueError(f'`{option}` "{key}" is no column of `dataset` "{dataset}": it has {held}')
 
 
 def _targets(opened: Any) -> list[Any] | None:
@@ -364,7 +364,7 @@ def _hugging_face_stream(opened: Any, dataset: str) -> Iterator[tuple[str, Load]
     for index, row in enumerate(reader.ds.cast_column(reader.input_key, datasets.Image(decode=False))):
         _has_column(list(row), reader.target_key, dataset)
         if index == 0 and row[reader.input_key] is None:
-            raise ValueError(f'`input_key` "{reader.input_key}" is no column with pictures')
+            _has_column(set(row) - {reader.input_key}, reader.input_key, dataset, "input_key")
         picture = row[reader.input_key]
         path = picture["path"] if picture else None
         file = PurePosixPath(path).name if path else nameless(index)

@@ -202,6 +202,18 @@ def test_web_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: py
         open_data(root, "wds/x", "nowhere")
 
 
+def test_a_hub_that_is_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: Any, **_kwargs: Any) -> None:
+        raise ConnectionError("Couldn't reach 'me/pictures' on the Hub")
+
+    monkeypatch.setattr("timm.data.create_dataset", fail)
+    with pytest.raises(
+        ValueError, match=r"cannot be opened: Couldn't reach .*; hfds/FOLDER reads a folder of its"
+    ) as e:
+        open_data(tmp_path, "hfds/me/pictures")
+    assert_one_line(e.value)
+
+
 @pytest.fixture
 def parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder with one parquet file as the Hub has them; the second picture is broken."""
@@ -233,7 +245,7 @@ def test_hugging_face(parquet: str, kind: str, tmp_path: Path) -> None:
     assert [(item.label, red(item)) for item in items if isinstance(item, Item)] == [(7, 0), (5, 2), (4, 3)]
     with pytest.raises(ValueError, match=r'`target_key` "fine" is no column of .*: it has image, label'):
         list(open_data(tmp_path / "cache", f"{kind}/{parquet}", target_key="fine"))
-    with pytest.raises(ValueError, match=r'`input_key` "img" is no column|cannot be opened'):
+    with pytest.raises(ValueError, match=r'`input_key` "img" is no column of .*: it has image, label'):
         list(open_data(tmp_path / "cache", f"{kind}/{parquet}", input_key="img"))
     data.check_labels(8)
     if kind == "hfds":

@@ -142,6 +142,10 @@ def test_no_random_weights_for_trained_ones(name: str) -> None:
     assert f'publish it with "interp-zoo push local-dir:RUN/best --repo-id YOU/{name}"' in str(caught.value)
     backbone_known = name.startswith("ca_") and ("cifar" not in name or bool(carried("resnet18_cifar")))
     assert ("backbone_pretrained=True" in str(caught.value)) == backbone_known
+    with pytest.raises(OSError, match=r"^`model` .* its pretrained weights cannot be had ") as told:
+        interp_zoo.models.create(name)
+    assert_one_line(told.value)
+    assert str(caught.value) in str(told.value)  # with the whole of the fix
 
 
 def test_backbones_of_another_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
