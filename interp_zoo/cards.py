@@ -237,7 +237,13 @@ def _figures(results: Results) -> list[str]:
     lines += [
         f"| {r['dataset']} | {r['split']} | {r.get('name') or r['metric']} | {r['value']:g} |" for r in results.results
     ]
-    return [*lines, "", "Measured by", "", *_block(results.command)]
+    return [
+        *lines,
+        "",
+        "Measured by, in a clone of the repository, with the extra `recipes`",
+        "",
+        *_block(results.command),
+    ]
 
 
 def _section(section: Mapping[str, Any]) -> list[str]:

@@ -44,6 +44,7 @@ def test_options() -> None:
     [
         ("", ValueError, "`methods` is empty: name some with commas between, or quick, or all"),
         ("gradcan", ValueError, r'`method` "gradcan" is unknown \(did you mean gradcam.*\?\); known: '),
+        ("gradcamp", ValueError, r"\(did you mean gradcam_plusplus, gradcam, xgradcam\?\)"),  # names, not aliases
         ("opticam:iteration=3", TypeError, r'method "opticam" has no option `iteration` \(did you mean iterations'),
         (
             "gradcam:layer=4",

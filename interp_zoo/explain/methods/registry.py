@@ -138,5 +138,5 @@ def get_method(name: str) -> Method:
     for method in _METHODS.values():
         if _plain(name) in map(_plain, (method.name, *method.aliases)):
             return method
-    words = [w for m in _METHODS.values() for w in (m.name, *m.aliases)]
+    words = {word: m.name for m in _METHODS.values() for word in (m.name, *m.aliases)}
     raise ValueError(f'`method` "{name}" is unknown{nearest(_plain(name), words)}; known: {", ".join(list_methods())}')
