@@ -42,6 +42,12 @@ def gain(run: str, model: str, method: str, metric: str = "average_drop") -> flo
     return -float(row["metrics"][metric]["difference"])
 
 
+def thesis_change(method: str, metric: str) -> float:
+    """By how much the thesis' figure differs with the penalty, on ResNet-18."""
+    first, second = MEASURED.summary("thesis")["interpretable gradients"]["resnet18"][method][metric]
+    return float(second - first)
+
+
 def variant(name: str) -> str:
     return f"local-dir:runs/search/{name}/best"
 
@@ -65,6 +71,8 @@ PAGE: dict[str, Stated] = {
         "0.56": lambda: THESIS["resnet18"][0] - THESIS["resnet18"][1],
         "0.67": lambda: THESIS["resnet18"][0] - top_1("resnet18", "resnet18_cifar"),
         "0.29": lambda: THESIS["resnet18"][1] - top_1("resnet18", "gr_resnet18_cifar"),
+        "1.67": lambda: thesis_change("scorecam", "average_drop"),
+        "0.87": lambda: thesis_change("scorecam", "average_gain"),
     },
     "Interpretable gradients: a search": {
         "0.01": "--lr 0.01",
