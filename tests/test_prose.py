@@ -73,6 +73,7 @@ PAGE: dict[str, Stated] = {
         "0.29": lambda: THESIS["resnet18"][1] - top_1("resnet18", "gr_resnet18_cifar"),
         "1.67": lambda: thesis_change("scorecam", "average_drop"),
         "0.87": lambda: thesis_change("scorecam", "average_gain"),
+        "0.69": lambda: thesis_change("scorecam", "insertion"),
     },
     "Interpretable gradients: a search": {
         "0.01": "--lr 0.01",
