@@ -225,12 +225,7 @@ def _from_timm(root: Path | None, dataset: str, split: str, options: dict[str, s
 
 def _create(root: Path | None, dataset: str, split: str, options: dict[str, str]) -> tuple[Any, int | None]:
     """The data set from timm, without transforms, and its length if that is known."""
-    arguments: dict[str, Any] = {
-        "root": None if root is None else str(root),
-        "split": split,
-        "is_training": False,
-        **options,
-    }
+    arguments: dict[str, Any] = {"root": root and str(root), "split": split, "is_training": False, **options}
     known = True
     try:
         with _quiet():
@@ -245,7 +240,8 @@ def _create(root: Path | None, dataset: str, split: str, options: dict[str, str]
         raise ImportError(f'`dataset` "{dataset}" needs {error.name or _line(error)}, which is not installed') from None
     except Exception as error:  # whatever the packages behind timm raise
         what = f'`dataset` "{dataset}"' + ("" if root is None else f' in `data_dir` "{root}"')
-        hint = "; hfds/FOLDER reads a folder of its parquet files without the Hub" * isinstance(error, ConnectionError)
+        offline = dataset.startswith("hf") and isinstance(error, ConnectionError)
+        hint = "; hfds/FOLDER reads a folder of its parquet files without the Hub" if offline else ""
         raise ValueError(f"{what} cannot be opened: {_line(error)}{hint}") from None
     if isinstance(opened, IterableDataset):
         # Each process walks over everything: shares are the caller's business, not the reader's.
@@ -294,8 +290,9 @@ def _columns(reader: Any, dataset: str) -> tuple[list[str] | None, list[Any]]:
     rows = reader.dataset
     table = rows.with_format("arrow").select_columns(reader.image_key)[:]
     if 0 < table.column(reader.image_key).null_count == len(table):  # timm adds an empty one where there is none
-        _has_column(set(rows.column_names) - {reader.image_key}, reader.image_key, dataset, "input_key")
-    _has_column(rows.column_names, reader.label_key, dataset)
+        raise _no_column("input_key", reader.image_key, rows.column_names, dataset)
+    if reader.label_key not in rows.column_names:
+        raise _no_column("target_key", reader.label_key, rows.column_names, dataset)
     paths = [path for chunk in table.column(reader.image_key).chunks for path in chunk.field("path").to_pylist()]
     if None in paths:
         return None, list(rows[reader.label_key])
@@ -303,10 +300,9 @@ def _columns(reader: Any, dataset: str) -> tuple[list[str] | None, list[Any]]:
     return short if len(set(short)) == len(paths) else paths, list(rows[reader.label_key])
 
 
-def _has_column(columns: Iterable[str], key: str, dataset: str, option: str = "target_key") -> None:
-    if key not in columns:
-        held = ", ".join(sorted(columns))
-        raise ValueError(f'`{option}` "{key}" is no column of `dataset` "{dataset}": it has {held}')
+def _no_column(option: str, key: str, columns: Iterable[str], dataset: str) -> ValueError:
+    held = ", ".join(column for column in columns if column != key)  # timm may have added it, empty
+    return ValueError(f'`{option}` "{key}" is no column of `dataset` "{dataset}": it has {held}')
 
 
 def _targets(opened: Any) -> list[Any] | None:
@@ -362,9 +358,10 @@ def _hugging_face_stream(opened: Any, dataset: str) -> Iterator[tuple[str, Load]
     if reader.ds is None:
         reader._lazy_init()
     for index, row in enumerate(reader.ds.cast_column(reader.input_key, datasets.Image(decode=False))):
-        _has_column(list(row), reader.target_key, dataset)
+        if reader.target_key not in row:
+            raise _no_column("target_key", reader.target_key, row, dataset)
         if index == 0 and row[reader.input_key] is None:
-            _has_column(set(row) - {reader.input_key}, reader.input_key, dataset, "input_key")
+            raise _no_column("input_key", reader.input_key, row, dataset)
         picture = row[reader.input_key]
         path = picture["path"] if picture else None
         file = PurePosixPath(path).name if path else nameless(index)

@@ -172,6 +172,22 @@ def test_cost_is_what_was_run(name: str, kind: str, model: nn.Module, pictures: 
     assert sum(seen.backward) == n * (cost.backward - again_backward)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("cam", "tiny_cnn"), *(("ablationcam", kind) for kind in CLASSES)])
+def test_tails_tried_at_a_first_call_are_in_no_cost(
+    name: str, kind: str, request: pytest.FixtureRequest, pictures: Tensor
+) -> None:
+    """Four, to see whether a model's tail is affine."""
+    fresh = request.getfixturevalue(kind).double()
+    interp_zoo.Explainer(fresh, "fakecam")(pictures[:1])  # which finds the cut
+    found = explainer(name, fresh, batch_size=2)
+    with watched(fresh) as first:
+        cost = found(pictures, target=CLASSES[kind]).cost
+    with watched(fresh) as again:
+        assert found(pictures, target=CLASSES[kind]).cost.tail == cost.tail
+    assert sum(first.last) - sum(again.last) == 4
+    assert sum(again.last) - sum(again.first) == len(pictures) * cost.tail
+
+
 @pytest.mark.usefixtures("plain_copy")
 @pytest.mark.parametrize("kind", CLASSES, indirect=True)
 def test_cost_of_an_early_stop(kind: str, model: nn.Module, pictures: Tensor) -> None:
