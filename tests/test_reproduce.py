@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from recipemodules import recipe_module
+from reproduction.tables import PENALISED, RELEASED
 from torch import nn
 
 from interp_zoo.models.pretrained import CARRIED
@@ -154,10 +155,10 @@ def test_the_table_of_a_search(recipe: ModuleType, folder: Path) -> None:
 def test_the_tables_of_every_network(recipe: ModuleType, folder: Path) -> None:
     """The penalty that each has, and what 16 bit cost: the best epoch on the left, whichever it was."""
     (folder / "penalty").mkdir()
-    for i, name in enumerate(name for pair in recipe.PENALISED.values() for name in pair):
+    for i, name in enumerate(name for pair in PENALISED.values() for name in pair):
         (folder / "penalty" / f"{name}.csv").write_text(f"epoch,penalty\n1,0.{90 + i}26\n")
-    for run, history in recipe.RELEASED.values():
-        held_out = {"models": [{"name": name, "labelled": 400, "correct": 290} for name in recipe.RELEASED]}
+    for run, history in RELEASED.values():
+        held_out = {"models": [{"name": name, "labelled": 400, "correct": 290} for name in RELEASED]}
         (folder / f"{run}.json").write_text(json.dumps(held_out))
         (folder / history).parent.mkdir(exist_ok=True)
         (folder / f"{history}.csv").write_text("epoch,eval_top-1\n1,50.5\n2,72.75\n3,72.5\n")
@@ -168,7 +169,7 @@ def test_the_tables_of_every_network(recipe: ModuleType, folder: Path) -> None:
     assert made["resnet18, penalty"]().splitlines()[2] == "| `resnet18_cifar` | 0.903 |"
     lines = made["weights"]().splitlines()
     assert lines[2] == "| `resnet18_cifar` | 72.75 | 72.50 |"
-    assert len(lines) == 2 + len(recipe.RELEASED)
+    assert len(lines) == 2 + len(RELEASED)
 
 
 def test_a_run_without_every_metric(recipe: ModuleType, folder: Path) -> None:
@@ -286,7 +287,7 @@ def test_the_committed_page_is_what_the_files_say(recipe: ModuleType, tmp_path: 
     summaries = {file.stem for file in PAGE.with_suffix("").glob("*.json")} - {"thesis"}
     told = tomllib.loads((CARDS / "cards.toml").read_text(encoding="utf-8"))
     used = {run for card in told.values() for run in card["runs"]} | {"resnet18_search"}
-    used |= {run for run, _ in recipe.RELEASED.values()}
+    used |= {run for run, _ in RELEASED.values()}
     assert summaries == used  # nothing measured is left out
 
 

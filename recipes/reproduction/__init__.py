@@ -1,0 +1,1 @@
+"""What recipes/reproduce.py is made of."""

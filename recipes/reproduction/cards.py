@@ -1,0 +1,82 @@
+"""What model cards say of what was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reproduction.cells import change, measured_metrics, titles
+from reproduction.measured import Json, Measured
+
+
+def results(measured: Measured, name: str, told: Json) -> dict[str, Any]:
+    """A card's results file.
+
+    Args:
+        measured: where the figures are.
+        name: the model's.
+        told: its part of cards.toml: `runs`, of which the first gives the accuracy, and each that compares it with
+            another network a section, with `titles` by run; `dataset`, and its `split` if that is not the test split;
+            `training`; `sections`.
+
+    Raises:
+        ValueError: if a run does not have the model.
+    """
+    first = measured.summary(told["runs"][0])
+    accuracy, _ = measured.accuracy(told["runs"][0], name)
+    found: dict[str, Any] = {
+        "model": name,
+        "command": first["command"],
+        "results": [
+            {
+                "dataset": told["dataset"],
+                "split": told.get("split", "test"),
+                "metric": "accuracy",
+                "name": "top-1",
+                "value": round(accuracy, 2),
+            }
+        ],
+        "datasets": [told["dataset"]],
+        "training": told["training"],
+        "sections": list(told["sections"]),
+    }
+    for run in told["runs"]:
+        title = told.get("titles", {}).get(run, "Explanations")
+        compared = any(its["second"] == name for its in measured.summary(run)["comparisons"])
+        found["sections"].append((section if compared else section_alone)(measured, run, name, title))
+    return found
+
+
+def section(measured: Measured, run: str, name: str, title: str) -> dict[str, Any]:
+    """What a card says of a model beside what a run compares it with."""
+    found = measured.comparison(run, name)
+    lines = found["rows"]
+    names = measured_metrics(lines[0])
+    (first, _), (second, _) = measured.accuracy(run, found["first"]), measured.accuracy(run, name)
+    return {
+        "title": title,
+        "text": [
+            f"`{found['first']}` → `{name}`: means over {found['pictures']:,} pictures, percent; "
+            "▲ better, ▼ worse, ≈ not told apart (paired by picture, 95 %). "
+            f"Top-1 on these pictures: {first:.2f} → {second:.2f}. The last rows are maps that say nothing.",
+        ],
+        "columns": ["method", *titles(names)],
+        "rows": [[f"`{line['method']}`", *(change(line["metrics"][m]) for m in names)] for line in lines],
+        "command": measured.summary(run)["command"],
+    }
+
+
+def section_alone(measured: Measured, run: str, name: str, title: str) -> dict[str, Any]:
+    """What a card says of a model that a run compares with no other: methods, and maps that say nothing."""
+    found = measured.table(run, name)
+    lines = found["rows"]
+    names = measured_metrics(lines[0])
+    return {
+        "title": title,
+        "text": [
+            f"Means over {found['pictures']:,} pictures, percent. "
+            "The last rows are maps that are the same for every network.",
+        ],
+        "columns": ["method", *titles(names)],
+        "rows": [[f"`{line['method']}`", *(f"{line['metrics'][m]['mean']:.2f}" for m in names)] for line in lines],
+        "command": measured.summary(run)["command"],
+    }
