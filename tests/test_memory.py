@@ -66,7 +66,7 @@ def test_another_malloc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not GLIBC, reason="another malloc")
 def test_it_is_held_for_a_call_and_no_longer() -> None:
-    with Explainer(lively("test_resnet"), "opticam").anatomy(torch.rand(1, 3, 64, 64)) as (anatomy, pixels):
+    with Explainer(lively("test_resnet"), "opticam").anatomy(torch.randn(1, 3, 64, 64)) as (anatomy, pixels):
         anatomy.hasten(pixels)
         assert anatomy._heap is not None
         held = weakref.ref(anatomy._heap)

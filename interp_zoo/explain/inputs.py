@@ -102,6 +102,7 @@ class Preprocess:
         if not bool(x.isfinite().all()):
             raise ValueError(f"`img` {name} holds NaN or infinite values: clean it before it is explained")
         x = x.detach().to(self.mean.device, self.dtype)
+        self._warn_of_scale(x, name)
         return Picture(x * self.std[:, None, None] + self.mean[:, None, None], name)
 
     def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -127,6 +128,22 @@ class Preprocess:
             edges.append((start, start + scale * len(line)))
         (left, right), (top, bottom) = edges
         return left, top, right, bottom
+
+    def _warn_of_scale(self, x: Tensor, name: str) -> None:
+        """Tells who gives pixels where normalised values are expected.
+
+        Of a picture that is normalised some values are below the mean, and so below 0. What is drawn by hand, of zeros
+        and ones, and noise are left alone.
+        """
+        low, high = float(x.min()), float(x.max())
+        shares = 0 <= low < high - 0.5 and high <= 1 and bool(self.mean.all())
+        shares = shares and float(((x > 0) & (x < 1)).float().mean()) > 0.5
+        if shares or (high - low) * float(self.std.mean()) > 20:  # 0 to 255 has about 60, pixels in [0, 1] have 1
+            warn(
+                f"`img` {name} has values from {low:.3g} to {high:.3g}, as pixels have before the model's mean and std "
+                "are applied: give it as a PIL image or uint8, or through timm's transform; or, where it is what the model "
+                "takes, say by `data_config` what its mean and std are"
+            )
 
     def _as_channels(self, pixels: Tensor) -> Tensor:
         """RGB (3, H, W) as the model's number of channels: grey for one, repeated for others, with a warning."""

@@ -211,3 +211,22 @@ def test_compare_reads_each_picture_once(tiny_cnn: nn.Module, tmp_path: Path, mo
     assert sorted(opened) == ["broken.png", "good.png"]
     assert sum("skipped" in str(w.message) for w in caught) == 1
     assert [len(exp) for exp in found.explanations.values()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("scale", "said"), [(1, "0 to 1"), (255, "0 to 255")], ids=["shares", "bytes"])
+def test_pixels_where_normalised_values_are_expected(scale: float, said: str, tiny_cnn: nn.Module) -> None:
+    """Told, and explained as they are; who says that the model takes them so is told nothing."""
+    pixels = torch.from_numpy(np.asarray(textured()).copy()).permute(2, 0, 1).float() / 255 * scale
+    with pytest.warns(UserWarning, match=rf"^`img` picture 0 has values from {said}, as pixels have before the mo"):
+        exp = explained(tiny_cnn, pixels)
+    assert exp.saliency.shape == (1, 60, 80)
+    config = {"mean": (0.0, 0.0, 0.0), "std": (1 / scale,) * 3}
+    explained(tiny_cnn, pixels, data_config=config)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_drawings_and_blank_pictures_are_no_such_pixels(value: float, tiny_cnn: nn.Module) -> None:
+    picture = torch.full((3, 32, 32), value)
+    explained(tiny_cnn, picture)
+    picture[:, :16] = 0.0
+    explained(tiny_cnn, picture)

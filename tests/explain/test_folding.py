@@ -100,7 +100,7 @@ def test_a_convolution_that_is_run_twice_is_left() -> None:
 def test_a_copy_with_other_logits_is_not_used() -> None:
     """`Shared` cannot be folded, and only its logits tell."""
     model = shared()
-    x = torch.rand(2, 3, 16, 16)
+    x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         wrong = folded(model, x, CHANNELS_LAST)
         assert wrong is not None

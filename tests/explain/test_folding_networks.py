@@ -165,7 +165,7 @@ CASES: list[tuple[type[Net], Callable[[Any], Any], int]] = [
 @pytest.mark.parametrize("method", ["opticam", "rise"])
 def test_networks_of_all_sorts(kind: type[Net], change: Callable[[Any], Any], left: int, method: str) -> None:
     model = made(kind, change).double()
-    x = torch.rand(2, 3, 12, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, 3, 12, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     twin = folded(model, x[:1], torch.channels_last)
     assert twin is not None
     assert sum(isinstance(module, nn.BatchNorm2d) for module in twin.modules()) == left
@@ -190,7 +190,7 @@ class Raises(Net):
 
 
 def test_a_network_whose_copy_fails_is_explained_as_it_is() -> None:
-    x = torch.rand(1, 3, 12, 10, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(1, 3, 12, 10, generator=torch.Generator().manual_seed(1))
     exp = interp_zoo.Explainer(made(Raises), "rise", n=30)(x, target=1)
     want = interp_zoo.Explainer(made(Net), "rise", n=30)(x, target=1)
     torch.testing.assert_close(exp.saliency, want.saliency)
@@ -200,7 +200,7 @@ def test_memory_that_runs_out_on_the_way_is_told() -> None:
     def out(*_: Any) -> None:
         raise torch.OutOfMemoryError("no memory")
 
-    x = torch.rand(1, 3, 12, 10, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(1, 3, 12, 10, generator=torch.Generator().manual_seed(1))
     want = interp_zoo.Explainer(made(Net), "rise", n=30)(x, target=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("interp_zoo.explain.anatomy.folded", out)
@@ -219,7 +219,7 @@ def test_logits_that_are_not_numbers_are_no_proof_of_a_copy() -> None:
             return y
 
     model = made(Wrong)
-    x = torch.rand(2, 3, 12, 10, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, 3, 12, 10, generator=torch.Generator().manual_seed(1))
     alone = interp_zoo.Explainer(model, "rise", n=30, score="logit").maps(x[1:], [2])
     x[0] = torch.where(x[0] > 0.5, 3e38, -3e38)
     with warnings.catch_warnings():
@@ -236,7 +236,7 @@ def test_16_bit_have_no_copy() -> None:
 def test_networks_of_timm_that_read_their_layers(name: str) -> None:
     """XCiT reads its convolutions' weights, LambdaResNets have weights of five dimensions, CoAtNets shortcuts."""
     model: Any = timm.create_model(name, num_classes=5).eval()
-    x = torch.rand(1, *model.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, *model.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0))
     assert folded(model, x, torch.channels_last) is not None
     exp = interp_zoo.Explainer(model, "opticam", iterations=2)(x, target=1)
     assert exp.cost.backward >= 2
