@@ -141,8 +141,8 @@ class Preprocess:
         if shares or (high - low) * float(self.std.mean()) > 20:  # 0 to 255 has about 60, pixels in [0, 1] have 1
             warn(
                 f"`img` {name} has values from {low:.3g} to {high:.3g}, as pixels have before the model's mean and std "
-                "are applied: give it as a PIL image or uint8, or through timm's transform; or, where it is what the model "
-                "takes, say by `data_config` what its mean and std are"
+                "are applied: give it as a PIL image or uint8, or through timm's transform; or, where the model takes "
+                "it so, say by `data_config` what its mean and std are"
             )
 
     def _as_channels(self, pixels: Tensor) -> Tensor:
