@@ -163,15 +163,20 @@ def _comparison(number_of: int, comparison: Json, metrics: Mapping[str, Json]) -
     shown = {n for row in comparison["rows"] for n, cell in row["metrics"].items() if cell["difference"] is not None}
     columns = [m for name, m in metrics.items() if name in shown]
     lines = []
+    beyond: dict[str, list[Json]] = {}
     for row in sorted(comparison["rows"], key=lambda row: row["floor"]):
-        cells = []
-        for column in columns:
-            cell, digits = row["metrics"][column["name"]], column["digits"]
-            means = [number(cell[which], digits) for which in ("first", "second")]
-            change = f"{number(cell['difference'], digits)} ({_interval(cell, digits)})"
-            cells.append({"means": means, "change": change, "better": cell["better"]})
-        lines.append({"method": row["method"], "floor": row["floor"], "cells": cells})
-    return comparison | {"id": f"c{number_of}", "columns": columns, "lines": lines}
+        cells = [(row["metrics"][column["name"]], column["digits"]) for column in columns]
+        means = [[number(cell[which], digits) for which in ("first", "second")] for cell, digits in cells]
+        changes = [_change(cell, digits) | {"means": pair} for (cell, digits), pair in zip(cells, means, strict=True)]
+        lines.append({"method": row["method"], "floor": row["floor"], "cells": changes})
+        for floor in cells[0][0].get("beyond", {}) if cells else ():
+            its = [_change(cell["beyond"][floor], digits) for cell, digits in cells]
+            beyond.setdefault(floor, []).append({"method": row["method"], "cells": its})
+    return comparison | {"id": f"c{number_of}", "columns": columns, "lines": lines, "beyond": beyond}
+
+
+def _change(cell: Json, digits: int) -> Json:
+    return {"change": f"{number(cell['difference'], digits)} ({_interval(cell, digits)})", "better": cell["better"]}
 
 
 def _behind(row: Json, name: str) -> Json | None:

@@ -61,6 +61,20 @@ def test_means_and_paired_differences(comparison: dict[str, Any]) -> None:
     assert fakecam["metrics"]["insertion"]["better"] == "second"
 
 
+def test_what_is_gained_beyond_a_map_that_says_nothing(comparison: dict[str, Any]) -> None:
+    """Grad-CAM drops 2 less where Fake-CAM drops 1 more; both insert 1 and 0 more: no more than the floor does."""
+    gradcam, fakecam = comparison["rows"]
+    beyond = gradcam["metrics"]["average_drop"]["beyond"]["fakecam"]
+    assert beyond["difference"] == pytest.approx(-3 + 0.5 / 39)
+    assert -3.2 < beyond["low"] < beyond["difference"] < beyond["high"] < -2.8
+    assert beyond["better"] == "second"
+    insertion = gradcam["metrics"]["insertion"]
+    assert insertion["difference"] == pytest.approx(0.0)
+    assert insertion["beyond"]["fakecam"]["difference"] == pytest.approx(-1.0)
+    assert insertion["beyond"]["fakecam"]["better"] == "first"  # the floor gains more
+    assert "beyond" not in fakecam["metrics"]["average_drop"]
+
+
 def test_the_first_is_what_all_others_are_compared_with() -> None:
     its: dict[str, Rows] = {
         name: {"cam": rows("cam", [drop] * 3)} for name, drop in (("a", 1.0), ("b", 2.0), ("c", 4.0))
@@ -106,3 +120,6 @@ def test_in_the_report(comparison: dict[str, Any], tmp_path: Path) -> None:
     assert f"{drop['first']:.1f} → {drop['second']:.1f}" in page.text
     assert "What is explained may differ" not in page.text
     assert "▼" in page.text
+    beyond = page.text.partition("beyond fakecam")[2]
+    cell = comparison["rows"][0]["metrics"]["average_drop"]["beyond"]["fakecam"]
+    assert f"{cell['difference']:.1f} ({cell['low']:.1f} to {cell['high']:.1f})".replace("-", "−") in beyond
