@@ -83,8 +83,11 @@ def make_table(found: Rows, metrics: Sequence[str], model: str, kind: str) -> di
 
 
 def as_text(table: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[str | Table]:
-    """A table for the terminal, in parts by groups of metrics: the best mean bold, a tilde at what may be as good."""
-    yield f"\n{escape(table['model'])}, target {table['target_kind']}, {table['pictures']} pictures"
+    """A table for the terminal, in parts by groups of metrics, and what to be wary of."""
+    yield (
+        f"\n{escape(table['model'])}, target {table['target_kind']}, {table['pictures']} pictures: "
+        "the best mean in bold, ~ not told apart from it (paired, 95 %)"
+    )
     for group in dict.fromkeys(MEASURES[name].group for name in metrics):
         names = [name for name in metrics if MEASURES[name].group == group]
         arrows = [MEASURES[name].title + (" ↑" if MEASURES[name].higher_is_better else " ↓") for name in names]
@@ -99,6 +102,7 @@ def as_text(table: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[str | 
                 cells.append({"best": f"[bold]{mean}[/bold]", "noise": f"~{mean}"}.get(cell["standing"], mean))
             text.add_row(escape(line["method"]), *cells, style="dim" if line["floor"] else None)
         yield text
+    yield from (escape(f"mind: {warning}") for warning in table["warnings"])
 
 
 def is_floor(method: str) -> bool:

@@ -19,7 +19,8 @@ def interval(values: Tensor, *, confidence: float = 0.95, resamples: int = 2000,
         seed: of the drawing.
 
     Returns:
-        Low and high, (2,) or (2, K), float64, on the CPU; NaN where there is no figure at all.
+        Low and high, (2,) or (2, K), float64, on the CPU; NaN where there are fewer than two figures, which say nothing
+        of how much others would differ.
 
     Raises:
         ValueError: for another shape, or a confidence outside of (0, 1).
@@ -45,7 +46,8 @@ def interval(values: Tensor, *, confidence: float = 0.95, resamples: int = 2000,
         )
         means.append((often @ known) / (often @ there))  # NaN where a sample has no figure
     tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
-    return torch.cat(means).nanquantile(tails, dim=0).reshape(2, *values.shape[1:])
+    found = torch.cat(means).nanquantile(tails, dim=0).masked_fill(there.sum(0) < 2, torch.nan)
+    return found.reshape(2, *values.shape[1:])
 
 
 def paired_difference(first: Tensor, second: Tensor, *, confidence: float = 0.95, seed: int = 0) -> Tensor:

@@ -192,7 +192,9 @@ def test_the_terminals_table_fits(table: dict[str, Any]) -> None:
     for part in as_text(table, ["average_drop", "insertion"]):
         console.print(part)
     text = console.export_text()
-    assert "m, target predicted, 40 pictures" in text
+    assert "m, target predicted, 40 pictures: the best mean in bold, ~ not told apart from it" in " ".join(text.split())
+    assert all(f"mind: {warning}" in " ".join(text.split()) for warning in table["warnings"])
+    assert table["warnings"]
     assert "AD ↓" in text
     assert "I ↑" in text
     lines = [line.split() for line in text.splitlines() if line.strip()]

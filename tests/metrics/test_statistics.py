@@ -58,10 +58,17 @@ def test_nan_does_not_count() -> None:
     assert interval(holes).isnan().all()
     assert interval(torch.zeros(0)).isnan().all()
     assert interval(torch.zeros(0, 3)).shape == (2, 3)
-    torch.testing.assert_close(interval(torch.tensor([7.0])), torch.tensor([7.0, 7.0]).double())
     partly = torch.stack([values, values.clone()], 1)
     partly[3, 1] = torch.nan
     assert interval(partly).isfinite().all()
+
+
+def test_one_figure_says_nothing_of_others() -> None:
+    assert interval(torch.tensor([7.0])).isnan().all()
+    assert interval(torch.tensor([7.0, 7.0])).tolist() == [7.0, 7.0]
+    some = torch.tensor([[1.0, 2.0], [torch.nan, 4.0], [torch.nan, 6.0]])
+    assert interval(some).isnan().tolist() == [[True, False], [True, False]]
+    assert paired_difference(torch.tensor([7.0]), torch.tensor([5.0])).isnan().tolist() == [False, True, True]
 
 
 def test_large_samples_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
