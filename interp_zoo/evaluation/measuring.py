@@ -9,7 +9,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -74,6 +74,7 @@ class Batch:
         least_likely: the least likely ones, (N,).
         targets: what is explained, (N,), by kind.
         regions: where the objects are in the model's input, (M, 4) a picture.
+        ends: where curves begin and end, (places, 2), by metric and target: the first method's, as they hang on no map.
     """
 
     items: Sequence[Item]
@@ -84,6 +85,7 @@ class Batch:
     least_likely: Tensor
     targets: Mapping[str, Tensor]
     regions: Sequence[Tensor]
+    ends: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     def probabilities(self, pixels: Tensor) -> Tensor:
         """Of pixels (B, channels, H, W) in [0, 1], (B, classes)."""
@@ -187,9 +189,9 @@ class Examiner:
             saliency = exp.saliency.to(batch.pixels.device)
             before, after = self._scores(batch, exp, saliency, target)
             figures = self._recognition(before, after) | self._localization(batch, saliency, target)
-            curves = self._causal(batch, saliency, target, range(len(saliency)), default=True)
+            curves = self._causal(batch, saliency, kind, range(len(saliency)), default=True)
             figures |= {name: F.area(curve) for name, curve in curves.items()}
-            for name, curve in self._causal(batch, saliency, target, fills, default=False).items():
+            for name, curve in self._causal(batch, saliency, kind, fills, default=False).items():
                 figures[name] = _spread(F.area(curve), fills, len(saliency))
             if sanity:
                 self._sanity(batch, method, kind, saliency, sanity, figures)
@@ -244,7 +246,7 @@ class Examiner:
         return figures | ({"average_gain": F.average_gain(before, after)} if protocol == "papers" else {})
 
     def _causal(
-        self, batch: Batch, saliency: Tensor, target: Tensor, places: Sequence[int], *, default: bool
+        self, batch: Batch, saliency: Tensor, kind: str, places: Sequence[int], *, default: bool
     ) -> dict[str, Tensor]:
         """Insertion and deletion curves of some of the pictures, with the default fill or with the others."""
         settings = self.settings
@@ -264,7 +266,7 @@ class Examiner:
                         batch.probabilities,
                         batch.pixels[some],
                         saliency[some],
-                        target[some],
+                        batch.targets[kind][some],
                         mean=batch.anatomy.mean,
                         fill=fill,
                         step=settings.step if default else coarse,
@@ -272,7 +274,9 @@ class Examiner:
                         blur_sigma=settings.blur_sigma,
                         seed=settings.seed,
                         batch_size=settings.batch_size,
+                        ends=batch.ends.get((name, kind)),
                     )
+                    batch.ends.setdefault((name, kind), found[name][:, [0, -1]])
         return found
 
     def _localization(self, batch: Batch, saliency: Tensor, target: Tensor) -> dict[str, Tensor]:

@@ -94,6 +94,8 @@ def test_the_summary(whole: Path) -> None:
         assert line["metrics"]["average_drop"]["mean"] == pytest.approx(sum(its) / PICTURES)
         assert line["metrics"]["pointing_game"]["count"] == PICTURES - 1  # one has no box
         assert len(line["curves"]["insertion"]) == 5
+        for kind in ("insertion", "deletion"):  # where a curve begins and ends, no map has a say
+            assert line["curves"][kind][::4] == table["rows"][0]["curves"][kind][::4]
     for word in ("torch", "timm", "interp_zoo", "accelerate"):
         assert summary["versions"][word]
 

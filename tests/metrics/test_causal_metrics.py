@@ -133,6 +133,21 @@ def test_ends_of_the_curves() -> None:
         torch.testing.assert_close(ins[:, 0], dele[:, -1])
 
 
+@pytest.mark.parametrize("curve_of", [insertion_curve, deletion_curve])
+@pytest.mark.parametrize("step", [37, 119, 120, 500])
+def test_ends_that_are_known_are_not_asked_for(curve_of: Any, step: int) -> None:
+    """What another map's curve begins and ends with, this one's does, too."""
+    net, (pixels, maps, target) = Net(), pictures()
+    want = curve_of(net, pixels, maps, target, mean=MEAN, step=step)
+    ends = curve_of(net, pixels, 1 - maps, target, mean=MEAN, step=step)[:, [0, -1]]
+    net.batches.clear()
+    found = curve_of(net, pixels, maps, target, mean=MEAN, step=step, ends=ends)
+    torch.testing.assert_close(found, want)
+    assert sum(net.batches) == 3 * (want.shape[1] - 2)
+    none = curve_of(net, pixels[:0], maps[:0], target[:0], mean=MEAN, step=step, ends=ends[:0])
+    assert none.shape == (0, want.shape[1])
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
 def test_constant_maps_go_row_by_row(value: float) -> None:
     net, (pixels, maps, target) = Net(), pictures()
@@ -169,6 +184,7 @@ def test_area_by_hand() -> None:
         ({"target": torch.zeros(2).long()}, r"`target` has shape \(2,\), but must be \(3,\)"),
         ({"fill": "white"}, '`fill` is "white", but must be one of blur, mean, black, noise, linear'),
         ({"step": 0}, "`step` is 0, but must be at least 1"),
+        ({"ends": torch.zeros(3)}, r"`ends` has shape \(3,\), but must be \(3, 2\), two values a picture"),
         ({"blur_kernel": 4}, "`blur_kernel` is 4, but must be odd"),
     ],
 )

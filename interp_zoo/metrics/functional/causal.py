@@ -49,6 +49,7 @@ def insertion_curve(
     blur_sigma: float = 5.0,
     seed: int = 0,
     batch_size: int = 64,
+    ends: Tensor | None = None,
 ) -> Tensor:
     """The target's probability as the map's best pixels come back, (N, steps + 1) in [0, 1].
 
@@ -65,6 +66,8 @@ def insertion_curve(
         blur_sigma: its standard deviation in pixels.
         seed: of the noise.
         batch_size: the most pictures at once; on a CPU, no more than it takes with ease.
+        ends: the curve's first and last value, (N, 2), where they are known: they hang on no map, so that whoever
+            compares maps takes them from the first one's curve. None: they are computed.
 
     Raises:
         ValueError: if shapes do not fit, the maps hold NaN, `classify` gives no probabilities, or an option is none
@@ -79,6 +82,7 @@ def insertion_curve(
         target,
         step=step,
         batch_size=batch_size,
+        ends=ends,
     )
 
 
@@ -95,6 +99,7 @@ def deletion_curve(
     blur_sigma: float = 5.0,
     seed: int = 0,
     batch_size: int = 64,
+    ends: Tensor | None = None,
 ) -> Tensor:
     """The target's probability as the map's best pixels go, (N, steps + 1) in [0, 1]; see `insertion_curve`."""
     order = ranks(pixels, saliency, target)
@@ -106,6 +111,7 @@ def deletion_curve(
         target,
         step=step,
         batch_size=batch_size,
+        ends=ends,
     )
 
 
@@ -140,6 +146,7 @@ def _curve(
     *,
     step: int | None,
     batch_size: int,
+    ends: Tensor | None,
 ) -> Tensor:
     """The target's probability on pictures of which ever more pixels are changed, `step` at a time.
 
@@ -150,19 +157,24 @@ def _curve(
         target: their classes.
         step: how many pixels at a time.
         batch_size: the most pictures at once.
+        ends: the first and last value, if they are known.
     """
     n, _, height, width = shape
     step = ROWS * width if step is None else step
     if step < 1:
         raise ValueError(f"`step` is {step}, but must be at least 1 pixel")
+    if ends is not None and ends.shape != (n, 2):
+        raise ValueError(f"`ends` has shape {tuple(ends.shape)}, but must be {(n, 2)}, two values a picture")
     counts = range(0, height * width + step, step)  # the last step may have fewer pixels left
-    jobs = torch.cartesian_prod(torch.arange(n), torch.tensor(counts)).view(-1, 2).to(target.device)
+    counts = counts if ends is None else counts[1:-1]
+    jobs = torch.cartesian_prod(torch.arange(n), torch.tensor(counts, dtype=torch.long)).view(-1, 2).to(target.device)
     scores = []
     most = at_once(batch_size, target.device, (height, width), FORWARD_PIXELS)
-    for which, count in (job.unbind(1) for job in jobs.split(most) if n):
+    for which, count in (job.unbind(1) for job in jobs.split(most) if len(jobs)):
         with torch.no_grad():
             probabilities = classify(changed(which, count[:, None, None]))
         if bool(((probabilities < -1e-6) | (probabilities > 1 + 1e-6)).any()):
             raise ValueError("`classify` gave values outside of [0, 1]: let it end in a softmax")
         scores.append(probabilities.gather(1, target[which][:, None])[:, 0])
-    return torch.cat(scores).view(n, len(counts)) if scores else torch.zeros(0, len(counts), device=target.device)
+    curve = torch.cat(scores).view(n, len(counts)) if scores else torch.zeros(n, len(counts), device=target.device)
+    return curve if ends is None else torch.cat([ends[:, :1], curve, ends[:, 1:]], dim=1)
