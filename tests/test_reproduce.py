@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from recipemodules import recipe_module
 from reproduction.tables import PENALISED, RELEASED
+from reproduction.thesis import BOXES
 from torch import nn
 
 from interp_zoo.models.pretrained import CARRIED
@@ -47,6 +48,10 @@ def line(method: str, first: float, difference: float, floor: bool = False) -> d
             "low": difference - 0.25,
             "high": difference + 0.25,
             "better": ("second", "", "first")[i % 3],
+            "beyond": {
+                name: {"difference": by, "low": by - 0.25, "high": by + 0.25, "better": side}
+                for name, by, side in (("center_gaussian", 0.5, "first"), ("random", -0.5, ""))
+            },
         }
         for i, name in enumerate(METRICS)
     }
@@ -99,6 +104,8 @@ def folder(tmp_path: Path) -> Path:
         "accuracy": {"resnet18": [73.42, 72.86], "mobilenetv2": [59.43, 62.36]},
         "interpretable gradients": {"resnet18": {"gradcam": thesis}},
         "pooling": {"resnet50": {"gradcam": thesis}},
+        "pooling accuracy": {"resnet18": [67.28, 67.54]},
+        "opticam": {"vgg16": {"opticam": {"seconds": 3.94} | dict.fromkeys([*METRICS, *BOXES], 1.25)}},
     }
     (tmp_path / "thesis.json").write_text(json.dumps(told))
     return tmp_path
@@ -123,7 +130,19 @@ def test_the_tables(recipe: ModuleType, folder: Path) -> None:
     assert scorecam[2].endswith("| 50 |")
     assert "fakecam" not in made["resnet18"]()
     assert made["pooling, thesis"]().splitlines()[2].startswith("| `resnet50` | `gradcam` | 30.16 → 28.09 |")
+    assert made["pooling, thesis, accuracy"]().splitlines()[2:] == ["| `resnet18` | 67.28 | 67.54 |"]
+    lines = made["Opti-CAM, thesis"]().splitlines()
+    assert lines[0] == "| network | method | AD ↓ | AG ↑ | AI ↑ | I ↑ | D ↓ | seconds ↓ |"
+    assert lines[2] == f"| `vgg16` | `opticam` |{' 1.2 |' * 5} 3.94 |"
+    lines = made["Opti-CAM, thesis, boxes"]().splitlines()
+    assert lines[0] == "| network | method | OM ↓ | LE ↓ | F1 ↑ | BA ↑ | SP ↑ | EP ↑ | SM ↓ |"
+    assert lines[2] == f"| `vgg16` | `opticam` |{' 1.2 |' * 6} 1.25 |"
     assert made["resnet18, floors"]().splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
+    lines = made["pooling, beyond"]().splitlines()
+    assert lines[0] == "| CAM | beyond | AD ↓ | AG ↑ | AI ↑ | I ↑ | D ↓ |"
+    assert lines[2].startswith("| `gradcam` | `center_gaussian` | +0.50 (+0.25 to +0.75) ▼ |")
+    assert lines[3].startswith("| `gradcam` | `random` | -0.50 (-0.75 to -0.25) ≈ |")
+    assert len(lines) == 6
     assert made["pooling, floors"]().splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")
     assert made["pooling, alone"]().splitlines()[2].startswith("| `gradcam` | 10.00 (9.00 to 11.00) |")
     assert made["few pictures, floors"]().splitlines()[2].startswith("| `fakecam` | 0.00 → 0.00 ▲ |")

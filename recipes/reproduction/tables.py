@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from reproduction.cells import MARKS, METRICS, by_how_much, change, markdown, measured_metrics, titles
+from reproduction.cells import MARKS, by_how_much, change, markdown, measured_metrics, titles
 from reproduction.measured import Json, Measured
+from reproduction.thesis import of_the_thesis
 
 PENALISED = {  # whose penalty was measured, by the pair that they belong to
     "resnet18": ("resnet18_cifar", "gr_resnet18_cifar"),
@@ -29,14 +30,14 @@ def tables(measured: Measured) -> dict[str, Callable[[], str]]:
     return {
         **of_a_pair(measured, "resnet18", "resnet18", "gr_resnet18_cifar", gradients["resnet18"], top_1["resnet18"]),
         "resnet18, plain": lambda: alone(measured, "resnet18_cifar", "resnet18_cifar", gradients["resnet18"]),
-        "resnet18, search": lambda: searched(measured, "resnet18_search", "gradcam"),
-        "resnet18, search, floor": lambda: searched(measured, "resnet18_search", "center_gaussian"),
+        **of_a_search(measured, "resnet18, search", "resnet18_search"),
+        **of_a_search(measured, "resnet18, search, undetached", "resnet18_search_undetached"),
         "mobilenetv2, plain": lambda: alone(measured, "mobilenetv2_cifar", "mobilenetv2_cifar", with_floors=True),
         **of_a_pair(measured, "mobilenetv2", "mobilenetv2", "gr_mobilenetv2_cifar", top_1=top_1["mobilenetv2"]),
         **of_a_pair(measured, "pooling", "ca_resnet18", "ca_resnet18_cifar"),
         **{f"{pair}, penalty": partial(turned, measured, names) for pair, names in PENALISED.items()},
         "weights": lambda: halved(measured),
-        "pooling, thesis": lambda: as_the_thesis(thesis["pooling"]),
+        **of_the_thesis(thesis),
         **of_a_pair(measured, "few pictures", "ca_efficientnet_lite0", "ca_efficientnet_lite0"),
     }
 
@@ -60,6 +61,7 @@ def of_a_pair(
         found |= {
             name: partial(beside, measured, its, model, thesis or {}),
             f"{name}, floors": partial(floors, measured, its, model),
+            f"{name}, beyond": partial(beyond, measured, its, model),
             f"{name}, alone": partial(alone, measured, its, model),
         }
     return found
@@ -71,6 +73,20 @@ def floors(measured: Measured, run: str, model: str) -> str:
     names = measured_metrics(lines[0])
     rows = [[f"`{line['method']}`", *(change(line["metrics"][name]) for name in names)] for line in lines]
     return markdown([["floor", *titles(names)], *rows])
+
+
+def beyond(measured: Measured, run: str, model: str) -> str:
+    """What each CAM gains beyond maps that say nothing: the Gaussian in the middle, and noise."""
+    lines = [line for line in measured.comparison(run, model)["rows"] if not line["floor"]]
+    names = measured_metrics(lines[0])
+    rows = [["CAM", "beyond", *titles(names)]]
+    for line in lines:
+        for floor in ("center_gaussian", "random"):
+            cells = [line["metrics"][name]["beyond"][floor] for name in names]
+            rows.append(
+                [f"`{line['method']}`", f"`{floor}`", *(f"{by_how_much(c)} {MARKS[c['better']]}" for c in cells)]
+            )
+    return markdown(rows)
 
 
 def alone(measured: Measured, run: str, model: str, thesis: Json | None = None, *, with_floors: bool = False) -> str:
@@ -94,6 +110,14 @@ def alone(measured: Measured, run: str, model: str, thesis: Json | None = None, 
         cells = (line["metrics"][name] for name in names)
         rows.append([f"`{line['method']}`", *("{mean:.2f} ({low:.2f} to {high:.2f})".format(**c) for c in cells)])
     return markdown(rows)
+
+
+def of_a_search(measured: Measured, title: str, run: str) -> dict[str, Callable[[], str]]:
+    """The tables of variants of a training run, by Grad-CAM and by a map that says nothing."""
+    return {
+        title: partial(searched, measured, run, "gradcam"),
+        f"{title}, floor": partial(searched, measured, run, "center_gaussian"),
+    }
 
 
 def searched(measured: Measured, run: str, method: str) -> str:
@@ -136,17 +160,6 @@ def halved(measured: Measured) -> str:
     for model, (run, history) in RELEASED.items():
         best = max(float(epoch["eval_top-1"]) for epoch in measured.epochs(history))
         rows.append([f"`{model}`", f"{best:.2f}", f"{measured.accuracy(run, model)[0]:.2f}"])
-    return markdown(rows)
-
-
-def as_the_thesis(networks: Json) -> str:
-    """Its figures alone."""
-    rows = [["network", "CAM", *titles()]]
-    for network, methods in networks.items():
-        rows += [
-            [f"`{network}`", f"`{method}`", *("{:.2f} → {:.2f}".format(*its[m]) for m in METRICS)]
-            for method, its in methods.items()
-        ]
     return markdown(rows)
 
 
