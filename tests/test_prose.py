@@ -146,7 +146,7 @@ def test_figures_in_prose_are_those_of_their_files(part: str) -> None:
 def test_figures_that_stand_for_several() -> None:
     """0.06: what the penalty cost in the search, what it gained on the pictures held out, and in deletion at most.
 
-    0.29: what the thesis' top-1 is missed by, and its least difference in insertion. 0.10: what noise gains in deletion.
+    0.29: what the thesis' top-1 is missed by, and its least difference in insertion. 0.10: what noise gains there.
     """
     gained = best("resnet18_training/penalised") - best("resnet18_training/plain")
     rows = MEASURED.comparison("resnet18_insertion", "gr_resnet18_cifar")["rows"]
