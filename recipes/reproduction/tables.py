@@ -10,6 +10,7 @@ from reproduction.cells import MARKS, by_how_much, change, markdown, measured_me
 from reproduction.measured import Json, Measured
 from reproduction.thesis import of_the_thesis
 
+UNDETACHED = "resnet18_search_undetached"
 PENALISED = {  # whose penalty was measured, by the pair that they belong to
     "resnet18": ("resnet18_cifar", "gr_resnet18_cifar"),
     "mobilenetv2": ("mobilenetv2_cifar", "mobilenetv2_longer", "gr_mobilenetv2_cifar"),
@@ -31,7 +32,10 @@ def tables(measured: Measured) -> dict[str, Callable[[], str]]:
         **of_a_pair(measured, "resnet18", "resnet18", "gr_resnet18_cifar", gradients["resnet18"], top_1["resnet18"]),
         "resnet18, plain": lambda: alone(measured, "resnet18_cifar", "resnet18_cifar", gradients["resnet18"]),
         **of_a_search(measured, "resnet18, search", "resnet18_search"),
-        **of_a_search(measured, "resnet18, search, undetached", "resnet18_search_undetached"),
+        **of_a_search(measured, "resnet18, search, undetached", UNDETACHED),
+        "resnet18, search, undetached, beyond": partial(
+            beyond, measured, UNDETACHED, "local-dir:runs/search/loss_0.1_undetached/best"
+        ),
         "mobilenetv2, plain": lambda: alone(measured, "mobilenetv2_cifar", "mobilenetv2_cifar", with_floors=True),
         **of_a_pair(measured, "mobilenetv2", "mobilenetv2", "gr_mobilenetv2_cifar", top_1=top_1["mobilenetv2"]),
         **of_a_pair(measured, "pooling", "ca_resnet18", "ca_resnet18_cifar"),
