@@ -175,7 +175,7 @@ def test_the_tables_of_every_network(recipe: ModuleType, folder: Path) -> None:
     """The penalty that each has, and what 16 bit cost: the best epoch on the left, whichever it was."""
     (folder / "penalty").mkdir()
     for i, name in enumerate(name for pair in PENALISED.values() for name in pair):
-        (folder / "penalty" / f"{name}.csv").write_text(f"epoch,penalty\n1,0.{90 + i}26\n")
+        (folder / "penalty" / f"{name}.csv").write_text(f"step,extra\n1,0.{90 + i}0\n2,0.{90 + i}6\n")
     for run, history in RELEASED.values():
         held_out = {"models": [{"name": name, "labelled": 400, "correct": 290} for name in RELEASED]}
         (folder / f"{run}.json").write_text(json.dumps(held_out))
@@ -183,9 +183,10 @@ def test_the_tables_of_every_network(recipe: ModuleType, folder: Path) -> None:
         (folder / f"{history}.csv").write_text("epoch,eval_top-1\n1,50.5\n2,72.75\n3,72.5\n")
     made = recipe.tables(recipe.Measured(folder))
     lines = made["mobilenetv2, penalty"]().splitlines()
-    assert lines[0] == "| network | 1 - cosine |"
-    assert lines[3] == "| `mobilenetv2_longer` | 0.933 |"
-    assert made["resnet18, penalty"]().splitlines()[2] == "| `resnet18_cifar` | 0.903 |"
+    assert lines[0] == "| network | 1 - cosine | `gr_mobilenetv2_cifar` beside it |"
+    assert lines[3] == "| `mobilenetv2_longer` | 0.933 | +0.010 (+0.010 to +0.010) |"
+    assert lines[4] == "| `gr_mobilenetv2_cifar` | 0.943 |  |"
+    assert made["resnet18, penalty"]().splitlines()[2] == "| `resnet18_cifar` | 0.903 | +0.010 (+0.010 to +0.010) |"
     lines = made["weights"]().splitlines()
     assert lines[2] == "| `resnet18_cifar` | 72.75 | 72.50 |"
     assert len(lines) == 2 + len(RELEASED)

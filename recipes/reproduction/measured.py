@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 Json = Mapping[str, Any]
 
 
@@ -49,6 +52,11 @@ class Measured:
         """The mean penalty in the last epoch of a training run, "" if it had none."""
         last = self.epochs(run)[-1]
         return f"{float(last['penalty']):.3f}" if last.get("penalty") else ""
+
+    def penalties(self, run: str) -> Tensor:
+        """The penalty in each step of a training run that noted every step, from its steps.csv, (steps,)."""
+        steps = csv.DictReader(self._read(f"{run}.csv").splitlines())
+        return torch.tensor([float(step["extra"]) for step in steps], dtype=torch.float64)
 
     def _one(self, name: str, part: str, key: str, model: str) -> Json:
         found: list[Json] = [its for its in self.summary(name)[part] if its[key] == model]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from interp_zoo.metrics.statistics import paired_difference
 from reproduction.cells import MARKS, by_how_much, change, markdown, measured_metrics, titles
 from reproduction.measured import Json, Measured
 from reproduction.thesis import of_the_thesis
@@ -150,9 +151,14 @@ def searched(measured: Measured, run: str, method: str) -> str:
 
 
 def turned(measured: Measured, names: Iterable[str]) -> str:
-    """The penalty of networks as they are."""
-    rows = ([f"`{name}`", measured.penalty(f"penalty/{name}")] for name in names)
-    return markdown([["network", "1 - cosine"], *rows])
+    """The penalty of networks as they are, and the last one's beside each other's, paired by batch."""
+    drawn = {name: measured.penalties(f"penalty/{name}") for name in names}
+    *_, last = drawn
+    rows = [["network", "1 - cosine", f"`{last}` beside it"]]
+    for name, its in drawn.items():
+        beside = "{:+.3f} ({:+.3f} to {:+.3f})".format(*paired_difference(drawn[last], its))
+        rows.append([f"`{name}`", f"{its.mean():.3f}", "" if name == last else beside])
+    return markdown(rows)
 
 
 def halved(measured: Measured) -> str:
