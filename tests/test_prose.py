@@ -163,6 +163,13 @@ def test_figures_that_stand_for_several() -> None:
     assert f"{gain('resnet18_insertion', 'gr_resnet18_cifar', 'random', 'deletion'):.2f}" == "0.10"
 
 
+def test_how_many_maps_are_blank_at_most() -> None:
+    files = [file for file in (ROOT / "docs" / "reproduction").glob("*.json") if file.stem != "thesis"]
+    tables = [table for file in files for table in MEASURED.summary(file.stem)["tables"]]
+    blank = max(row["blank"] for table in tables for row in table["rows"])
+    assert f"Of 10,000 maps at most {blank} are blank" in (ROOT / "docs" / "reproduction.md").read_text("utf-8")
+
+
 def test_no_part_is_named_in_vain() -> None:
     named: set[Any] = {*PAGE, *CARDS}
     assert named <= set(parts())

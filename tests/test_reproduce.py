@@ -232,6 +232,8 @@ def test_the_page_is_filled(recipe: ModuleType) -> None:
 
 
 def test_a_run_that_is_missing_is_told(recipe: ModuleType, folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"resnet18_cifar\.csv\": copy the steps\.csv of the run there"):
+        recipe.tables(recipe.Measured(folder))["resnet18, penalty"]()
     (folder / "mobilenetv2.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"mobilenetv2\.json\": copy the summary\.json"):
         recipe.tables(recipe.Measured(folder))["mobilenetv2"]()

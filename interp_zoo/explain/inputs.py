@@ -133,7 +133,7 @@ class Preprocess:
         """Tells who gives pixels where normalised values are expected.
 
         Of a picture that is normalised some values are below the mean, and so below 0. What is drawn by hand, of zeros
-        and ones, and noise are left alone.
+        and ones, and normal noise are left alone.
         """
         low, high = float(x.min()), float(x.max())
         shares = 0 <= low < high - 0.5 and high <= 1 and bool(self.mean.all())

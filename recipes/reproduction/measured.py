@@ -55,7 +55,7 @@ class Measured:
 
     def penalties(self, run: str) -> Tensor:
         """The penalty in each step of a training run that noted every step, from its steps.csv, (steps,)."""
-        steps = csv.DictReader(self._read(f"{run}.csv").splitlines())
+        steps = csv.DictReader(self._read(f"{run}.csv", "steps").splitlines())
         return torch.tensor([float(step["extra"]) for step in steps], dtype=torch.float64)
 
     def _one(self, name: str, part: str, key: str, model: str) -> Json:
@@ -64,8 +64,8 @@ class Measured:
             raise ValueError(f'"{name}.json" has "{model}" {len(found)} times among its {part}, but must have it once')
         return found[0]
 
-    def _read(self, name: str) -> str:
+    def _read(self, name: str, part: str = "summary") -> str:
         file = self._folder / name
         if not file.is_file():
-            raise FileNotFoundError(f'there is no "{file}": copy the summary{file.suffix} of the run there')
+            raise FileNotFoundError(f'there is no "{file}": copy the {part}{file.suffix} of the run there')
         return file.read_text(encoding="utf-8")

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from interp_zoo.evaluation.measures import MEASURES
 from reproduction.cells import METRICS, markdown, titles
 from reproduction.measured import Json
 
-BOXES = (
-    "official_metric",
-    "localization_error",
-    "pixel_f1",
-    "box_accuracy",
-    "pointing_game",
-    "energy_pointing_game",
-    "saliency_metric",
-)
+BOXES = tuple(measure.name for measure in MEASURES.values() if measure.group == "localization")
 TO_TWO_DECIMALS = ("saliency_metric", "seconds")
 
 
