@@ -209,8 +209,8 @@ def tiny_vit() -> nn.Module:
 
 @pytest.fixture
 def tiny_nonlinear() -> nn.Module:
-    """ConvNeXt of 0.3 M parameters: a norm between pooling and classifier, so no affine tail."""
-    return lively("test_convnext", num_classes=10)
+    """ConvNeXt of a block a stage: a norm between pooling and classifier, so no affine tail."""
+    return lively("test_convnext", num_classes=10, depths=(1, 1, 1, 1))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from conftest import assert_one_line, lively, saved
-from hubserver import TOKEN, Hub, serving
+from hubserver import Hub
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -182,43 +182,40 @@ def test_a_card_that_the_hub_refuses(hub: Hub) -> None:
     assert set(hub.repos[REPO][-1]) == {".gitattributes"}
 
 
-def test_on_the_command_line(tmp_path: Path, results: Path, x: Tensor) -> None:
-    """As a user does it, in processes of their own."""
+def test_on_the_command_line(
+    hub: Hub, tmp_path: Path, results: Path, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a user does it; what is pushed and pulled, in processes of their own."""
     checkpoint = saved(NAME, tmp_path)
-    arguments = [NAME, "--repo-id", REPO, "--checkpoint", str(checkpoint), "--results", str(results)]
-    with serving(Hub()) as hub:
-        env = os.environ | {
-            "HF_ENDPOINT": hub.url,
-            "HF_TOKEN": TOKEN,
-            "HF_HOME": str(tmp_path / "home"),
-            "COLUMNS": "300",
-        }
+    push = ["push", NAME, "--repo-id", REPO, "--checkpoint", str(checkpoint), "--results", str(results)]
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "COLUMNS": "300"}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
 
-        def run(*command: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
-        push = [sys.executable, "-m", "interp_zoo.cli", "push", *arguments]
-        dry = run(*push, "--dry-run")
-        assert dry.returncode == 0, dry.stderr
-        assert hub.repos == {}
-        assert sorted(f.name for f in (tmp_path / REPO.partition("/")[2]).iterdir()) == sorted(FILES)
-        assert "nothing was pushed" in dry.stdout
-        pushed = run(*push, "--private")
-        assert pushed.returncode == 0, pushed.stderr
-        assert hub.private == {REPO}
-        assert f'timm.create_model("hf-hub:{REPO}", pretrained=True)' in pushed.stdout
-        again = run(*push)
-        assert again.returncode == 1
-        assert again.stderr.strip().count("\n") == 0
-        assert "holds 3 files already" in again.stderr
-        code = (
-            "import timm, torch, interp_zoo; from safetensors.torch import save_file; "
-            f"m = timm.create_model('hf-hub:{REPO}', pretrained=True).eval(); "
-            "x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)); "
-            "save_file({'y': m(x).detach()}, 'y.safetensors')"
-        )
-        pulled = run(sys.executable, "-c", code)
-        assert pulled.returncode == 0, pulled.stderr
+    dry = CliRunner().invoke(cli.app, [*push, "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    assert hub.repos == {}
+    assert sorted(f.name for f in (tmp_path / REPO.partition("/")[2]).iterdir()) == sorted(FILES)
+    assert "nothing was pushed" in dry.output
+    pushed = run(sys.executable, "-m", "interp_zoo.cli", *push, "--private")
+    assert pushed.returncode == 0, pushed.stderr
+    assert hub.private == {REPO}
+    assert f'timm.create_model("hf-hub:{REPO}", pretrained=True)' in pushed.stdout
+    again = CliRunner().invoke(cli.app, push)
+    assert again.exit_code == 1
+    assert again.output.strip().count("\n") == 0
+    assert "holds 3 files already" in again.output
+    code = (
+        "import timm, torch, interp_zoo; from safetensors.torch import save_file; "
+        f"m = timm.create_model('hf-hub:{REPO}', pretrained=True).eval(); "
+        "x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)); "
+        "save_file({'y': m(x).detach()}, 'y.safetensors')"
+    )
+    pulled = run(sys.executable, "-c", code)
+    assert pulled.returncode == 0, pulled.stderr
     torch.testing.assert_close(load_file(tmp_path / "y.safetensors")["y"], lively(NAME)(x), rtol=1e-6, atol=1e-6)
 
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 RECIPE = recipe_module("reproduce")
 MEASURED = RECIPE.Measured(ROOT / "docs" / "reproduction")
 THESIS = MEASURED.summary("thesis")["accuracy"]
+MOBILE = "mobilenetv2_search"
 NUMBER = re.compile(r"(?<![\w.])\d+\.\d{2,}(?!\w|\.\d)")
 
 Stated = dict[str, Callable[[], float] | str]  # a figure, and what gives it; or an option's value, as it is written
@@ -99,6 +100,10 @@ PAGE: dict[str, Stated] = {
         "2.93": lambda: THESIS["mobilenetv2"][1] - THESIS["mobilenetv2"][0],
         "0.002": lambda: as_it_is("mobilenetv2_longer") - as_it_is("gr_mobilenetv2_cifar"),
         "0.986": lambda: penalty("mobilenetv2_training/penalised", 0),
+        "0.01": "--lr 0.01",
+        "0.001": "loss_0.001",
+        "0.40": lambda: top_1(MOBILE, variant("mobilenetv2_plain")) - top_1(MOBILE, variant("mobilenetv2_loss_1")),
+        "0.32": lambda: gain(MOBILE, variant("mobilenetv2_loss_1"), "gradcam", "average_gain"),
     },
     "What 16 bit cost": {
         "0.06": lambda: best("resnet18_training/plain") - top_1("held_out_resnet18", "resnet18_cifar"),

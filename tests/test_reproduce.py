@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from recipemodules import recipe_module
-from reproduction.tables import PENALISED, RELEASED
+from reproduction.tables import PENALISED, RELEASED, SEARCHES
 from reproduction.thesis import BOXES
 from torch import nn
 
@@ -166,6 +166,11 @@ def test_the_table_of_a_search(recipe: ModuleType, folder: Path) -> None:
     assert lines[3] == "| `loss_0.1` | 0.625 | 75.25 | 8.50 ▲ | 9.50 ≈ | 10.50 ▼ | 11.50 ▲ | 12.50 ≈ |"
     assert len(lines) == 4
     assert made["resnet18, search, floor"]().splitlines()[3].startswith("| `loss_0.1` | 0.625 | 75.25 | 38.50 ▲ |")
+    lines = made["resnet18, search, beyond"]().splitlines()
+    assert lines[0] == "| variant | beyond | AD ↓ | AG ↑ | AI ↑ | I ↑ | D ↓ |"
+    assert lines[2].startswith("| `loss_0.1` | `center_gaussian` | +0.50 (+0.25 to +0.75) ▼ |")
+    assert lines[3].startswith("| `loss_0.1` | `random` | -0.50 (-0.75 to -0.25) ≈ |")
+    assert len(lines) == 4
     (folder / "resnet18_search" / "plain.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"plain\.csv\": copy the summary\.csv"):
         made["resnet18, search"]()
@@ -308,7 +313,7 @@ def test_the_committed_page_is_what_the_files_say(recipe: ModuleType, tmp_path: 
     assert not re.findall(r"^\| .*(?:→|\d\.\d\d \().*$", outside, re.MULTILINE)
     summaries = {file.stem for file in PAGE.with_suffix("").glob("*.json")} - {"thesis"}
     told = tomllib.loads((CARDS / "cards.toml").read_text(encoding="utf-8"))
-    used = {run for card in told.values() for run in card["runs"]} | {"resnet18_search", "resnet18_search_undetached"}
+    used = {run for card in told.values() for run in card["runs"]} | {*SEARCHES.values()}
     used |= {run for run, _ in RELEASED.values()}
     assert summaries == used  # nothing measured is left out
 

@@ -11,7 +11,11 @@ from reproduction.cells import MARKS, by_how_much, change, markdown, measured_me
 from reproduction.measured import Json, Measured
 from reproduction.thesis import of_the_thesis
 
-UNDETACHED = "resnet18_search_undetached"
+SEARCHES = {  # runs over variants of a training run, by what their tables' names begin with
+    "resnet18, search": "resnet18_search",
+    "resnet18, search, undetached": "resnet18_search_undetached",
+    "mobilenetv2, search": "mobilenetv2_search",
+}
 PENALISED = {  # whose penalty was measured, by the pair that they belong to
     "resnet18": ("resnet18_cifar", "gr_resnet18_cifar"),
     "mobilenetv2": ("mobilenetv2_cifar", "mobilenetv2_longer", "gr_mobilenetv2_cifar"),
@@ -32,11 +36,7 @@ def tables(measured: Measured) -> dict[str, Callable[[], str]]:
     return {
         **of_a_pair(measured, "resnet18", "resnet18", "gr_resnet18_cifar", gradients["resnet18"], top_1["resnet18"]),
         "resnet18, plain": lambda: alone(measured, "resnet18_cifar", "resnet18_cifar", gradients["resnet18"]),
-        **of_a_search(measured, "resnet18, search", "resnet18_search"),
-        **of_a_search(measured, "resnet18, search, undetached", UNDETACHED),
-        "resnet18, search, undetached, beyond": partial(
-            beyond, measured, UNDETACHED, "local-dir:runs/search/loss_0.1_undetached/best"
-        ),
+        **{name: make for title, run in SEARCHES.items() for name, make in of_a_search(measured, title, run).items()},
         "mobilenetv2, plain": lambda: alone(measured, "mobilenetv2_cifar", "mobilenetv2_cifar", with_floors=True),
         **of_a_pair(measured, "mobilenetv2", "mobilenetv2", "gr_mobilenetv2_cifar", top_1=top_1["mobilenetv2"]),
         **of_a_pair(measured, "pooling", "ca_resnet18", "ca_resnet18_cifar"),
@@ -83,15 +83,22 @@ def floors(measured: Measured, run: str, model: str) -> str:
 def beyond(measured: Measured, run: str, model: str) -> str:
     """What each CAM gains beyond maps that say nothing: the Gaussian in the middle, and noise."""
     lines = [line for line in measured.comparison(run, model)["rows"] if not line["floor"]]
-    names = measured_metrics(lines[0])
-    rows = [["CAM", "beyond", *titles(names)]]
-    for line in lines:
-        for floor in ("center_gaussian", "random"):
-            cells = [line["metrics"][name]["beyond"][floor] for name in names]
-            rows.append(
-                [f"`{line['method']}`", f"`{floor}`", *(f"{by_how_much(c)} {MARKS[c['better']]}" for c in cells)]
-            )
-    return markdown(rows)
+    rows = [row for line in lines for row in beyond_floors(line["method"], line)]
+    return markdown([["CAM", "beyond", *titles(measured_metrics(lines[0]))], *rows])
+
+
+def beyond_floors(name: str, line: Json) -> list[list[str]]:
+    """What a method gains beyond each of two maps that say nothing, by a line of a comparison: two rows that are named.
+
+    Args:
+        name: what the rows are about.
+        line: the method's line.
+    """
+    rows = []
+    for floor in ("center_gaussian", "random"):
+        cells = (line["metrics"][metric]["beyond"][floor] for metric in measured_metrics(line))
+        rows.append([f"`{name}`", f"`{floor}`", *(f"{by_how_much(c)} {MARKS[c['better']]}" for c in cells)])
+    return rows
 
 
 def alone(measured: Measured, run: str, model: str, thesis: Json | None = None, *, with_floors: bool = False) -> str:
@@ -122,6 +129,7 @@ def of_a_search(measured: Measured, title: str, run: str) -> dict[str, Callable[
     return {
         title: partial(searched, measured, run, "gradcam"),
         f"{title}, floor": partial(searched, measured, run, "center_gaussian"),
+        f"{title}, beyond": partial(searched_beyond, measured, run),
     }
 
 
@@ -148,6 +156,16 @@ def searched(measured: Measured, run: str, method: str) -> str:
         top_1, _ = measured.accuracy(run, model)
         rows.append([f"`{variant}`", measured.penalty(f"{run}/{variant}"), f"{top_1:.2f}", *figures])
     return markdown(rows)
+
+
+def searched_beyond(measured: Measured, run: str) -> str:
+    """What Grad-CAM gains beyond maps that say nothing, from the first variant of a training run to each other."""
+    rows, names = [], []
+    for found in measured.summary(run)["comparisons"]:
+        (line,) = (line for line in found["rows"] if line["method"] == "gradcam")
+        names = measured_metrics(line)
+        rows += beyond_floors(Path(found["second"]).parent.name, line)
+    return markdown([["variant", "beyond", *titles(names)], *rows])
 
 
 def turned(measured: Measured, names: Iterable[str]) -> str:
