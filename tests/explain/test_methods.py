@@ -19,7 +19,7 @@ from interp_zoo.explain.methods import get_method
 # Where each tiny model is cut, two classes, of which the first one's score is above 0 and the second one's below, and
 # the pictures' size (a class token's twin reads squares only).
 LAYERS = {"tiny_cnn": "layer4", "tiny_vit": "blocks.4", "tiny_nonlinear": "norm_pre", "tiny_ca": "tokens"}
-CLASSES = {"tiny_cnn": [2, 9], "tiny_vit": [3, 8], "tiny_nonlinear": [4, 8], "tiny_ca": [3, 5]}
+CLASSES = {"tiny_cnn": [2, 9], "tiny_vit": [3, 8], "tiny_nonlinear": [7, 8], "tiny_ca": [3, 5]}
 SIZES = {"tiny_cnn": (64, 96), "tiny_vit": (96, 96), "tiny_nonlinear": (64, 96), "tiny_ca": (64, 96)}
 MODELS = list(LAYERS)
 TWINS_LAYERS = LAYERS | {"tiny_ca": "backbone.layer4"}  # whose places the tokens are, with a query before them
