@@ -58,9 +58,18 @@ def variant(name: str) -> str:
     return f"local-dir:runs/search/{name}/best"
 
 
-def milliseconds(page: str, race: str) -> float:
+def cell(page: str, race: str, column: int) -> float:
+    """The number that a cell of a page of races begins with."""
     (line,) = (line for line in (ROOT / "docs" / page).read_text().splitlines() if line.startswith(f"| {race}"))
-    return float(line.split("|")[2].split()[0])
+    return float(line.split("|")[column].split()[0])
+
+
+def milliseconds(page: str, race: str) -> float:
+    return cell(page, race, 2)
+
+
+def ratio(page: str, race: str) -> float:
+    return cell(page, race, 5)
 
 
 def few_pictures(epoch: int) -> float:
@@ -120,6 +129,8 @@ PAGE: dict[str, Stated] = {
         "14.09": lambda: few_pictures(3),
     },
     "What was not run here, and what it would take": {
+        "2.85": lambda: ratio("benchmark_training.md", "Penalised step of resnet18_cifar, bf16"),
+        "2.93": lambda: ratio("benchmark_training.md", "Penalised step of mobilenetv2_cifar, float32, 64"),
         "1.06": lambda: milliseconds("benchmark_opticam.md", "Opti-CAM (adam), 32 pictures") / 32 / 1000,
         "0.63": lambda: milliseconds("benchmark.md", "Insertion and deletion, 8 pictures") / 8 / 1000,
     },
