@@ -183,7 +183,7 @@ def make_card(
     if results.training:
         text += ["", "## Training", "", *_block(results.training)]
     for section in results.sections:
-        text += _section(section)
+        text += _section(section, results.command)
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(text) + "\n"
 
 
@@ -246,7 +246,8 @@ def _figures(results: Results) -> list[str]:
     ]
 
 
-def _section(section: Mapping[str, Any]) -> list[str]:
+def _section(section: Mapping[str, Any], told: str) -> list[str]:
+    """A section's lines; a command that the card has told already is not repeated."""
     lines = ["", f"## {section['title']}"]
     for line in section.get("text", ()):
         lines += ["", line]
@@ -254,9 +255,9 @@ def _section(section: Mapping[str, Any]) -> list[str]:
         cells = [columns, ["---"] * len(columns), *section["rows"]]
         lines += ["", *("| " + " | ".join(c if isinstance(c, str) else f"{c:g}" for c in row) + " |" for row in cells)]
     if command := section.get("command"):
-        lines += ["", *_block(command)]
+        lines += ["", *(["Measured by the command under Figures."] if command == told else _block(command))]
     return lines
 
 
 def _block(command: str) -> list[str]:
-    return ["```bash", command, "```"]
+    return ["```bash", command.replace(" && ", " &&\n"), "```"]

@@ -73,6 +73,16 @@ def test_sections(tmp_path: Path) -> None:
     assert text.endswith(f"## Explanations\n\n{prose}\n\n{table}\n\n{command}\n\n## Limits\n\nSmall pictures.\n")
 
 
+def test_a_command_is_told_once_and_steps_stand_below_each_other(tmp_path: Path) -> None:
+    told = {"sections": [SECTION | {"command": RESULTS["command"]}], "training": "python a.py && python b.py"}
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS | told))
+    prepare(lively(NAME), REPO, tmp_path / "out", results=tmp_path / "results.json")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert text.count(str(RESULTS["command"])) == 1
+    assert text.endswith("\n\nMeasured by the command under Figures.\n")
+    assert "```bash\npython a.py &&\npython b.py\n```" in text
+
+
 def test_a_card_without_results_has_no_figures(tmp_path: Path) -> None:
     prepare(lively(NAME), REPO, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()

@@ -221,7 +221,7 @@ def test_a_run_without_every_metric(recipe: ModuleType, folder: Path) -> None:
         "training": "",
         "sections": [],
     }
-    (section,) = recipe.results(recipe.Measured(folder), "gr_resnet18_cifar", told)["sections"]
+    _, section = recipe.results(recipe.Measured(folder), "gr_resnet18_cifar", told)["sections"]
     assert section["columns"] == ["method", "I ↑", "D ↓"]
     assert section["rows"][0] == ["`gradcam`", "13.00 → 11.50 ▲", "14.00 → 12.50 ≈"]
 
@@ -275,7 +275,8 @@ def test_a_cards_results(recipe: ModuleType, folder: Path, tmp_path: Path) -> No
     read = Results.read(tmp_path / "results.json")
     assert read.results[0]["value"] == 75.25
     assert read.command.endswith("--methods gradcam,xgradcam")
-    limits, cams, scorecam = read.sections
+    limits, reading, cams, scorecam = read.sections
+    assert reading["title"] == "How to read the tables"
     assert "Top-1 on these pictures: 75.00 → 75.25." in cams["text"][0]
     assert limits == told["sections"][0]
     assert cams["rows"][0] == [
@@ -288,6 +289,8 @@ def test_a_cards_results(recipe: ModuleType, folder: Path, tmp_path: Path) -> No
     ]
     assert "over 400 pictures" in cams["text"][0]
     assert (scorecam["command"].split()[-1], scorecam["rows"][0][0]) == ("scorecam", "`scorecam`")
+    assert scorecam["rows"][1] == ["`gradcam`", "→ 10.00", "→ 11.00", "→ 12.00", "→ 13.00", "→ 14.00"]  # by itself
+    assert scorecam["rows"][2][0] == "`fakecam`"
 
 
 def test_a_card_of_a_network_alone(recipe: ModuleType, folder: Path) -> None:
@@ -297,7 +300,7 @@ def test_a_card_of_a_network_alone(recipe: ModuleType, folder: Path) -> None:
     summary["models"] = summary["models"][:1]
     summary["comparisons"] = []
     (folder / "resnet18_cifar.json").write_text(json.dumps(summary))
-    (section,) = recipe.results(recipe.Measured(folder), "resnet18_cifar", told)["sections"]
+    _, section = recipe.results(recipe.Measured(folder), "resnet18_cifar", told)["sections"]
     assert section["columns"] == ["method", "AD ↓", "AG ↑", "AI ↑", "I ↑", "D ↓"]
     assert section["rows"] == [[f"`{m}`", "10.00", "11.00", "12.00", "13.00", "14.00"] for m in ("gradcam", "fakecam")]
     assert section["text"][0].startswith("Means over 400 pictures")

@@ -7,6 +7,19 @@ from typing import Any
 from reproduction.cells import change, measured_metrics, titles
 from reproduction.measured import Json, Measured
 
+READING: dict[str, Any] = {
+    "title": "How to read the tables",
+    "text": [
+        "AD: average drop, AG: average gain, AI: average increase, I: insertion, D: deletion, in percent; arrows point "
+        "to the better side. For AD, AG and AI a picture in [0, 1] is masked by the map, black outside, and the softmax "
+        "probability of its label compared. Insertion starts from the picture blurred (11 x 11, or what "
+        "`--blur-kernel` says), deletion ends in the mean colour.",
+        "`center_gaussian` is a Gaussian in the middle, `fakecam` keeps all but one pixel, `random` is noise: maps "
+        "that say nothing of what the network sees, to compare with. AD is won by `fakecam`. The thesis is F. Torres "
+        "Figueroa's (2024); docs/reproduction.md in the repository of interp_zoo has its figures beside these.",
+    ],
+}
+
 
 def results(measured: Measured, name: str, told: Json) -> dict[str, Any]:
     """A card's results file.
@@ -37,7 +50,7 @@ def results(measured: Measured, name: str, told: Json) -> dict[str, Any]:
         ],
         "datasets": [told["dataset"]],
         "training": told["training"],
-        "sections": list(told["sections"]),
+        "sections": [*told["sections"], READING],
     }
     for run in told["runs"]:
         title = told.get("titles", {}).get(run, "Explanations")
@@ -47,10 +60,18 @@ def results(measured: Measured, name: str, told: Json) -> dict[str, Any]:
 
 
 def section(measured: Measured, run: str, name: str, title: str) -> dict[str, Any]:
-    """What a card says of a model beside what a run compares it with."""
+    """What a card says of a model beside what a run compares it with; of methods that it alone has, by itself."""
     found = measured.comparison(run, name)
     lines = found["rows"]
     names = measured_metrics(lines[0])
+    rows = [[f"`{line['method']}`", *(change(line["metrics"][m]) for m in names)] for line in lines]
+    compared = {line["method"] for line in lines}
+    first_floor = next((i for i, line in enumerate(lines) if line["floor"]), len(lines))
+    rows[first_floor:first_floor] = [
+        [f"`{line['method']}`", *(f"→ {line['metrics'][m]['mean']:.2f}" for m in names)]
+        for line in measured.table(run, name)["rows"]
+        if line["method"] not in compared
+    ]
     (first, _), (second, _) = measured.accuracy(run, found["first"]), measured.accuracy(run, name)
     return {
         "title": title,
@@ -60,7 +81,7 @@ def section(measured: Measured, run: str, name: str, title: str) -> dict[str, An
             f"Top-1 on these pictures: {first:.2f} → {second:.2f}. The last rows are maps that say nothing.",
         ],
         "columns": ["method", *titles(names)],
-        "rows": [[f"`{line['method']}`", *(change(line["metrics"][m]) for m in names)] for line in lines],
+        "rows": rows,
         "command": measured.summary(run)["command"],
     }
 
