@@ -11,8 +11,8 @@ READING: dict[str, Any] = {
     "title": "How to read the tables",
     "text": [
         "AD: average drop, AG: average gain, AI: average increase, I: insertion, D: deletion, in percent; arrows point "
-        "to the better side. For AD, AG and AI a picture in [0, 1] is masked by the map, black outside, and the softmax "
-        "probability of its label compared. Insertion starts from the picture blurred (11 x 11, or what "
+        "to the better side. For AD, AG and AI the picture in [0, 1] is masked by the map, black outside, and the "
+        "label's softmax probability compared. Insertion starts from the picture blurred (11 x 11, or what "
         "`--blur-kernel` says), deletion ends in the mean colour.",
         "`center_gaussian` is a Gaussian in the middle, `fakecam` keeps all but one pixel, `random` is noise: maps "
         "that say nothing of what the network sees, to compare with. AD is won by `fakecam`. The thesis is F. Torres "

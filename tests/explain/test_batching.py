@@ -222,7 +222,7 @@ def test_neighbours_change_nothing(name: str, kind: str, model: nn.Module, pictu
 def test_neighbours_change_nothing_in_float32(
     name: str, kind: str, request: pytest.FixtureRequest, pictures: Tensor
 ) -> None:
-    fewer = {"iterations": 30} if name == "opticam" else {}
+    fewer: dict[str, Any] = {"iterations": 30} if name == "opticam" else {}
     found = interp_zoo.Explainer(request.getfixturevalue(kind), name, **fewer)
     x = pictures.float()
     together = found(x, target=CLASSES[kind])
