@@ -81,6 +81,11 @@ def searched_accuracy() -> float:
     return top_1("resnet18_search", variant("plain")) - top_1("resnet18_search", variant("loss_0.1"))
 
 
+def started(name: str) -> float:
+    """Top-1 of a network by when its penalty starts."""
+    return top_1("resnet18_start", f"local-dir:runs/start/{name}/best")
+
+
 PAGE: dict[str, Stated] = {
     "ResNet-18 with interpretable gradients": {
         "72.80": lambda: top_1("resnet18_cifar", "resnet18_cifar"),
@@ -106,6 +111,10 @@ PAGE: dict[str, Stated] = {
         "0.29": lambda: gain("resnet18_search", variant("loss_0.1"), "gradcam"),
         "0.27": lambda: gain("resnet18_search", variant("loss_0.1"), "center_gaussian"),
         "0.95": lambda: penalty("resnet18_search/loss_0.0075_4_epochs"),
+        "0.08": lambda: started("plain") - started("from_the_last_epoch"),
+        "0.46": lambda: started("from_the_first_epoch") - started("plain"),
+        "0.77": lambda: penalty("resnet18_start/from_the_first_epoch"),
+        "0.94": lambda: penalty("resnet18_training/penalised"),
     },
     "MobileNet-V2 on CIFAR-100": {
         "63.73": lambda: top_1("mobilenetv2_cifar", "mobilenetv2_cifar"),

@@ -29,7 +29,7 @@ def results(measured: Measured, name: str, told: Json) -> dict[str, Any]:
         name: the model's.
         told: its part of cards.toml: `runs`, of which the first gives the accuracy, and each that compares it with
             another network a section, with `titles` by run; `dataset`, and its `split` if that is not the test split;
-            `training`; `sections`.
+            `training`; `sections`, after which the card says how its tables are to be read.
 
     Raises:
         ValueError: if a run does not have the model.

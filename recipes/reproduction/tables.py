@@ -14,6 +14,7 @@ from reproduction.thesis import of_the_thesis
 SEARCHES = {  # runs over variants of a training run, by what their tables' names begin with
     "resnet18, search": "resnet18_search",
     "resnet18, search, undetached": "resnet18_search_undetached",
+    "resnet18, start": "resnet18_start",
     "mobilenetv2, search": "mobilenetv2_search",
 }
 PENALISED = {  # whose penalty was measured, by the pair that they belong to
