@@ -64,10 +64,16 @@ def section(measured: Measured, run: str, name: str, title: str) -> dict[str, An
     found = measured.comparison(run, name)
     lines = found["rows"]
     names = measured_metrics(lines[0])
-    rows = [[f"`{line['method']}`", *(change(line["metrics"][m]) for m in names)] for line in lines]
+    cams, floors = (
+        [
+            [f"`{line['method']}`", *(change(line["metrics"][m]) for m in names)]
+            for line in lines
+            if line["floor"] is floor
+        ]
+        for floor in (False, True)
+    )
     compared = {line["method"] for line in lines}
-    first_floor = next((i for i, line in enumerate(lines) if line["floor"]), len(lines))
-    rows[first_floor:first_floor] = [
+    own = [
         [f"`{line['method']}`", *(f"→ {line['metrics'][m]['mean']:.2f}" for m in names)]
         for line in measured.table(run, name)["rows"]
         if line["method"] not in compared
@@ -81,7 +87,7 @@ def section(measured: Measured, run: str, name: str, title: str) -> dict[str, An
             f"Top-1 on these pictures: {first:.2f} → {second:.2f}. The last rows are maps that say nothing.",
         ],
         "columns": ["method", *titles(names)],
-        "rows": rows,
+        "rows": [*cams, *own, *floors],
         "command": measured.summary(run)["command"],
     }
 

@@ -205,7 +205,7 @@ def test_cost_of_an_early_stop(kind: str, model: nn.Module, pictures: Tensor) ->
 @pytest.mark.parametrize(("name", "kind"), PAIRS, indirect=["kind"])
 def test_neighbours_change_nothing(name: str, kind: str, model: nn.Module, pictures: Tensor) -> None:
     """One picture alone and in a batch of three give the same map."""
-    found = explainer(name, model)
+    found = explainer(name, model, iterations=12) if name == "opticam" else explainer(name, model)
     together = found(pictures, target=CLASSES[kind])
     assert together.picture.tolist() == [0, 1, 2]
     for i, c in enumerate(CLASSES[kind]):
@@ -222,8 +222,7 @@ def test_neighbours_change_nothing(name: str, kind: str, model: nn.Module, pictu
 def test_neighbours_change_nothing_in_float32(
     name: str, kind: str, request: pytest.FixtureRequest, pictures: Tensor
 ) -> None:
-    fewer: dict[str, Any] = {"iterations": 30} if name == "opticam" else {}
-    found = interp_zoo.Explainer(request.getfixturevalue(kind), name, **fewer)
+    found = interp_zoo.Explainer(request.getfixturevalue(kind), name)
     x = pictures.float()
     together = found(x, target=CLASSES[kind])
     alone = torch.cat([found(x[i], target=c).saliency for i, c in enumerate(CLASSES[kind])])

@@ -350,7 +350,7 @@ def test_a_thousand_calls() -> None:
         for model in 334 * models:
             run(model, "gradcam", x)
     assert live_tensors() <= tensors
-    assert resident() - size < 6 * 2**20
+    assert resident() - size < 2 * 2**20  # so that 6 kB a call of one kind are too many
 
 
 def test_nothing_keeps_a_model_alive() -> None:
